@@ -1,0 +1,1 @@
+"""Experiments to run: `python -m experiments.<name> --help`."""

@@ -1,0 +1,287 @@
+"""Finds the Pareto front of mixed-precision configurations of a network.
+
+  python -m experiments.search --workdir=runs/digits
+
+trains (or loads) the workload, calibrates its quantizers, and evolves a
+population of species; the front, its pictures and checkpoints are left in the
+workdir. The same command resumes a run that was stopped at any instant.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import time
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags, logging
+
+from nemo_jax import (
+  mixed_precision,
+  nemo,
+  quantize,
+  report,
+  runs,
+  workloads,
+)
+from nemo_jax import species as species_lib
+from nemo_jax.base import InputError
+from nemo_jax.evaluate import evaluate
+from nemo_jax.quantization import calibrate, graph
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+  'workload', 'digits', f'network to compress: {", ".join(workloads.names())}'
+)
+flags.DEFINE_list(
+  'species',
+  ['direct', 'floor', 'gcn', 'graph_unet', 'boltzmann'],
+  f'searchers that share the population: {", ".join(species_lib.names())}; '
+  'gcn:NAME evolves its weights by that evosax algorithm in place of SSNE',
+)
+flags.DEFINE_list(
+  'objectives',
+  list(mixed_precision.DEFAULT_OBJECTIVES),
+  'what to minimise, performance first: '
+  f'{", ".join(mixed_precision.OBJECTIVES)}',
+)
+flags.DEFINE_list(
+  'bit_widths',
+  list(map(str, mixed_precision.DEFAULT_BIT_WIDTHS)),
+  'bit-widths to choose from',
+)
+flags.DEFINE_integer('population', 60, 'evaluations per generation', 2)
+flags.DEFINE_integer('generations', 30, 'generations to run', 1)
+flags.DEFINE_integer(
+  'evaluations',
+  None,
+  'budget of evaluations, in whole generations; overrides --generations',
+  1,
+)
+flags.DEFINE_integer('seed', 0, 'seed of the search')
+flags.DEFINE_enum(
+  'calibration',
+  'least_squares',
+  calibrate.METHODS,
+  'how ranges are chosen from the calibration images',
+)
+flags.DEFINE_enum(
+  'weight_scheme',
+  'symmetric',
+  calibrate.SCHEMES,
+  'weights: symmetric per output channel, or asymmetric per tensor',
+)
+flags.DEFINE_list(
+  'also_quantize',
+  [],
+  'operations beside convolutions and matrix products whose inputs are '
+  f'quantized: {", ".join(graph.OPTIONAL_KINDS)}',
+)
+flags.DEFINE_bool(
+  'data_flow', False, 'searchers see the data-flow graph, not the chain'
+)
+flags.DEFINE_integer(
+  'batch_size', None, 'candidates evaluated at once; one by one if absent', 1
+)
+flags.DEFINE_float('exploration', 1.0, 'weight of the confidence bonus', 0.0)
+flags.DEFINE_string('workdir', 'runs/digits', 'where the run is kept')
+flags.DEFINE_string('cache', 'runs/cache', 'where trained weights are kept')
+
+CALIBRATION_IMAGES = 256
+
+
+@contextlib.contextmanager
+def stage(name: str):
+  """Says what is being done, and how long it took."""
+  print(f'{name} ...', end=' ', flush=True)
+  start = time.monotonic()
+  yield
+  print(f'{time.monotonic() - start:.1f} s', flush=True)
+
+
+def run_flags() -> dict:
+  """The flags that make a run what it is: all of ours but the folders."""
+  own = FLAGS.get_flags_for_module(sys.modules[__name__])
+  return {f.name: f.value for f in own if f.name not in ('workdir', 'cache')}
+
+
+def search(problem, species, generations: int):
+  """Runs or resumes the search of the flags; returns its last state."""
+  key = jax.random.key(FLAGS.seed)
+  init_key, run_key = jax.random.split(key)
+  archive = min(generations * FLAGS.population, 4096)
+  state = jax.jit(
+    nemo.init, static_argnames=('species', 'population_size', 'archive_size')
+  )(init_key, problem, species, FLAGS.population, archive)
+  checkpoints = runs.open_checkpoints(FLAGS.workdir)
+  state, damaged = runs.restore(checkpoints, state)
+  for line in damaged:
+    print(f'{line}; going back to the one before')
+  done = int(state.generation)
+  runs.discard_after(checkpoints, done)
+  runs.rewind_metrics(FLAGS.workdir, done)
+  if done >= generations:
+    print(f'all {generations} generations of this run are done')
+    return state
+  if done:
+    print(f'resuming after generation {done}')
+
+  with stage('compiling one generation'):
+    step = jax.jit(
+      functools.partial(
+        nemo.step,
+        species=species,
+        exploration=FLAGS.exploration,
+        batch_size=FLAGS.batch_size,
+      )
+    )
+    step = step.lower(run_key, state, problem).compile()
+  advance = lambda state: step(run_key, state, problem)
+  with tqdm.tqdm(
+    total=generations * FLAGS.population,
+    initial=done * FLAGS.population,
+    desc='searching',
+    unit='eval',
+    disable=None,
+  ) as bar:
+    stored = runs.evolve(
+      FLAGS.workdir, checkpoints, advance, state, generations
+    )
+    for last, metrics in stored:
+      state = last
+      bar.set_postfix(
+        front=int(metrics['front_size']),
+        hypervolume=f'{metrics.get("hypervolume", np.nan):.4f}',
+      )
+      bar.update(FLAGS.population)
+  return state
+
+
+def describe(workload, quantized, problem, state) -> dict:
+  """The content of front.json."""
+  archive = jax.device_get(state.archive)
+  rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
+  rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
+  uniform = np.asarray(mixed_precision.uniform(problem))
+  choices = np.concatenate([uniform, archive.choices[rows]])
+  test = workload.test
+  accuracy = mixed_precision.accuracy(
+    quantized, problem, test.images, test.labels, choices
+  )
+  uniform_values = jax.jit(evaluate)(problem, uniform)
+  values = np.concatenate([uniform_values, archive.objectives[rows]])
+  widths = np.asarray(problem.data.bit_widths)
+  points = [
+    {'bits': widths[c], 'objectives': o, 'test_accuracy': a}
+    for c, o, a in zip(choices, values, accuracy, strict=True)
+  ]
+  front = points[len(uniform) :]
+  for point, row in zip(front, rows, strict=True):
+    point['species'] = FLAGS.species[archive.species[row]]
+  volume = lambda rows: nemo.hypervolume(problem, rows)
+  exact = values.shape[1] in (2, 3)
+  return {
+    'workload': workload.name,
+    'seed': FLAGS.seed,
+    'evaluations': int(state.evaluations.sum()),
+    'failures': int(state.failures),
+    'objective_names': problem.objective_names,
+    'ideal': problem.ideal,
+    'reference': problem.reference,
+    'bit_widths': widths,
+    'quantizers': [q.name for q in quantized.quantizers],
+    'is_weight': [q.is_weight for q in quantized.quantizers],
+    'species': FLAGS.species,
+    'hypervolume': volume(values[len(uniform) :]) if exact else None,
+    'uniform_hypervolume': volume(values[: len(uniform)]) if exact else None,
+    'float': mixed_precision.float_point(
+      problem, workload.apply, test.images, test.labels
+    ),
+    'uniform': points[: len(uniform)],
+    'points': front,
+  }
+
+
+def summarise(workdir: str) -> None:
+  """Draws the pictures of a finished run and prints what it found."""
+  front = runs.read_front(workdir)
+  chosen = report.choose_points(front, (8, 6, 4, 2))
+  pictures = [
+    report.plot_front(workdir, front),
+    report.plot_projections(workdir, front),
+    report.plot_species(workdir, front, runs.read_metrics(workdir)),
+  ]
+  if chosen:
+    pictures.append(report.plot_bits(workdir, front, chosen))
+  print()
+  print(report.table(front, chosen))
+  print()
+  print(
+    f'{len(front["points"])} points on the front after '
+    f'{front["evaluations"]} evaluations, {front["failures"]} failed'
+  )
+  if front['hypervolume'] is not None:
+    print(
+      f'hypervolume {front["hypervolume"]:.4f}; all uniform configurations '
+      f'together {front["uniform_hypervolume"]:.4f}'
+    )
+  print(f'front     {os.path.join(workdir, "front.json")}')
+  for path in pictures:
+    print(f'picture   {path}')
+
+
+def run() -> None:
+  """The experiment."""
+  generations = FLAGS.generations
+  if FLAGS.evaluations:
+    generations = max(FLAGS.evaluations // FLAGS.population, 1)
+  widths = [int(b) for b in FLAGS.bit_widths]
+  builders = [species_lib.find(name) for name in FLAGS.species]
+  mixed_precision.check_options(FLAGS.objectives, widths)
+  runs.check_flags(FLAGS.workdir, run_flags())
+  workload = workloads.load(FLAGS.workload, FLAGS.cache)
+  with stage('calibrating the quantizers'):
+    quantized = quantize(
+      workload.apply,
+      workload.variables,
+      workload.train.images[:CALIBRATION_IMAGES],
+      also=FLAGS.also_quantize,
+      calibration=FLAGS.calibration,
+      weight_scheme=FLAGS.weight_scheme,
+    )
+    problem = mixed_precision.make_problem(
+      quantized,
+      workload.variables,
+      *workload.search,
+      objectives=FLAGS.objectives,
+      bit_widths=widths,
+      data_flow=FLAGS.data_flow,
+    )
+  print(
+    f'{workload.name}: {len(quantized.quantizers)} quantizers, '
+    f'{quantized.costs.parameters:,} parameters, '
+    f'{quantized.costs.macs.sum():,} MACs an image'
+  )
+  species = tuple(build(problem, FLAGS.population) for build in builders)
+  runs.write_flags(FLAGS.workdir, run_flags())
+  state = search(problem, species, generations)
+  runs.write_front(FLAGS.workdir, describe(workload, quantized, problem, state))
+  summarise(FLAGS.workdir)
+
+
+def main(argv):
+  """Runs, and turns what a user can mend into one line."""
+  if len(argv) > 1:
+    raise app.UsageError(f'not a flag: {argv[1]}')
+  logging.set_verbosity(logging.WARNING)
+  try:
+    run()
+  except InputError as error:
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main)

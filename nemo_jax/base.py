@@ -1,0 +1,90 @@
+"""The types of the search, and the legend of array shapes.
+
+Letters used in shape comments throughout the package:
+
+  P  population size, which is also the evaluations of one generation
+  N  nodes of the graph, one decision each (for quantization: quantizers)
+  K  choices at a node (bit-widths)
+  M  objectives, all minimised
+  S  species
+  A  capacity of the archive
+  F  features of a node
+
+Masks are True where valid. An objective of +inf means "not evaluated" or
+"failed"; such a row never counts as a solution.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jraph
+
+Array = jax.Array
+PyTree = Any
+
+
+class InputError(ValueError):
+  """What the caller gave cannot be used; one line says why, and the choices."""
+
+
+class Population(NamedTuple):
+  """Solutions, their scores, and who proposed them."""
+
+  choices: Array  # [P, N] int32, the choice taken at every node
+  objectives: Array  # [P, M] float32, minimised; +inf in an empty slot
+  species: Array  # [P] int32, index of the species that owns the row
+
+
+@flax.struct.dataclass
+class Problem:
+  """A graph with a choice at every node, and a price on every assignment.
+
+  Everything that `evaluate` reads travels in `data`, so that a problem is an
+  ordinary argument of a jitted function and no array is baked into a program.
+  """
+
+  graph: (
+    jraph.GraphsTuple
+  )  # nodes [N, F]; the order of nodes is that of choices
+  data: PyTree
+  allowed: Array  # [N, K] bool, the choices that the target can run
+  ideal: Array  # [M] float32, the utopian point
+  reference: Array  # [M] float32, no better than this is worth nothing
+  evaluate: Callable[[PyTree, Array], Array] = flax.struct.field(
+    pytree_node=False
+  )  # (data, choices [N] int32) -> objectives [M] float32
+  objective_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+
+class Feedback(NamedTuple):
+  """What one species learns at the end of a generation.
+
+  The rows of a species' own genotypes run parallel to the rows of the
+  population. `source` says where the genotype of each surviving row lies: in
+  row `source` of its parents if `source < P`, else in row `source - P` of what
+  it returned from the last `ask`. Rows of other species carry the row of an
+  arbitrary genotype, which keeps every array full and every shape fixed.
+  """
+
+  population: Population  # the survivors of all species
+  rank: Array  # [P] float32, place in the ranking, 0 the best; +inf if empty
+  own: Array  # [P] bool, the survivors that belong to this species
+  source: Array  # [P] int32, where their genotypes are
+  fitness: Array  # [P] float32, rank of each asked row; +inf if not evaluated
+
+
+class Species(NamedTuple):
+  """A way to propose solutions: three pure functions around a private state.
+
+  The shape of the protocol is that of `optax.GradientTransformation`. How a
+  solution is represented (a vector, the weights of a network, a table of
+  priors) is known to the species alone.
+  """
+
+  init: Callable[[Array], PyTree]  # (key) -> state
+  ask: Callable[[Array, PyTree], tuple[Array, PyTree]]
+  # (key, state) -> (choices [P, N] int32, state)
+  tell: Callable[[Array, PyTree, Feedback], PyTree]
+  # (key, state, feedback) -> state

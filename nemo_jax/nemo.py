@@ -1,0 +1,332 @@
+"""NEMO's generation (arXiv 2106.07611) for any problem and any species.
+
+Five steps: every species makes offspring and they are evaluated; the utility
+of a species is its R2 indicator; an upper confidence bound of the utility sets
+its size; parents and offspring of all species are ranked together by NSGA-III;
+each species fills its size with its own best.
+
+  state = nemo.init(key, problem, species, population_size=64)
+  state, metrics = nemo.step(key, state, problem, species)
+
+`key` stays the same all through a run: `step` folds the generation into it, so
+a run that is stored and restored goes on as if it had never stopped.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax import pareto
+from nemo_jax.base import (
+  Array,
+  Feedback,
+  InputError,
+  Population,
+  Problem,
+  Species,
+)
+from nemo_jax.evaluate import evaluate
+
+
+class State(NamedTuple):
+  """Everything a search carries from one generation to the next."""
+
+  generation: Array  # int32[]
+  population: Population  # [P, ...], rows of a species together
+  archive: Population  # [A, ...], every non-dominated point seen
+  species: tuple[Any, ...]  # the private state of each
+  evaluations: Array  # int32[S], done for each species
+  failures: Array  # int32[], evaluations that came back NaN
+
+
+def init(
+  key: Array,
+  problem: Problem,
+  species: tuple[Species, ...],
+  population_size: int,
+  archive_size: int = 1024,
+) -> State:
+  """The state before the first generation: nothing evaluated, equal shares.
+
+  Raises:
+    InputError: fewer than two places for a species.
+  """
+  if not species or population_size < 2 * len(species):
+    raise InputError(
+      f'a population of {population_size} is too small for {len(species)} '
+      'species: each needs two places'
+    )
+  nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]
+  shares = jnp.full(len(species), 1 / len(species))
+  owners = _owners(_apportion(shares, population_size), population_size)
+  keys = jax.random.split(key, len(species))
+  return State(
+    generation=jnp.zeros((), jnp.int32),
+    population=pareto.empty_population(
+      population_size, nodes, objectives
+    )._replace(species=owners),
+    archive=pareto.empty_population(archive_size, nodes, objectives),
+    species=tuple(s.init(k) for s, k in zip(species, keys, strict=True)),
+    evaluations=jnp.zeros(len(species), jnp.int32),
+    failures=jnp.zeros((), jnp.int32),
+  )
+
+
+def _apportion(shares: Array, places: int, least: int = 2) -> Array:
+  """int32[S]: places by share, at least `least` each, by largest remainder."""
+  free = places - least * shares.shape[0]
+  exact = shares / jnp.sum(shares) * free
+  whole = jnp.floor(exact)
+  order = jnp.argsort(jnp.argsort(whole - exact))
+  extra = order < free - jnp.sum(whole)
+  return (least + whole + extra).astype(jnp.int32)
+
+
+def _owners(sizes: Array, places: int) -> Array:
+  """int32[P]: the species of each row, rows of a species together."""
+  return jnp.searchsorted(
+    jnp.cumsum(sizes), jnp.arange(places), side='right'
+  ).astype(jnp.int32)
+
+
+def _place(owners: Array) -> Array:
+  """int32[P]: how many earlier rows have the same owner; owners are sorted."""
+  return jnp.arange(owners.shape[0]) - jnp.searchsorted(owners, owners)
+
+
+def allocate(
+  utility: Array, evaluations: Array, places: int, exploration: float
+) -> Array:
+  """int32[S]: the size of each species, by upper confidence bound.
+
+  The score is v + c sqrt(ln(sum y) / y), where y counts the evaluations of a
+  species and v is its utility, scaled so that the best species has 1 and the
+  worst 0 (the paper's own scaling is not known). Sizes are proportional to
+  the scores; a species without any solution has v = 0.
+
+  Args:
+    utility: [S], the R2 indicator of each species, lower is better.
+    evaluations: int32[S].
+    places: P, the sum of the sizes.
+    exploration: c.
+  """
+  known = jnp.isfinite(utility)
+  best = jnp.min(utility, where=known, initial=jnp.inf)
+  worst = jnp.max(utility, where=known, initial=-jnp.inf)
+  span = jnp.where(worst > best, worst - best, 1)
+  value = jnp.where(known, (worst - utility) / span, 0)
+  total = jnp.sum(evaluations).astype(jnp.float32)
+  bonus = jnp.sqrt(jnp.log(jnp.maximum(total, 1)) / jnp.maximum(evaluations, 1))
+  # Without this, a tie of all at v = 0 and c = 0 would divide by zero.
+  return _apportion(value + exploration * bonus + 1e-6, places)
+
+
+class _Offspring(NamedTuple):
+  """What the species proposed, and which of it was evaluated."""
+
+  population: Population  # [P, ...]
+  asked: Array  # [S, P, N] int32, all proposals
+  queue: Array  # [S, P] int32, rows of `asked` in order of preference
+  row: Array  # [P] int32, the row of `asked[owner]` behind each offspring
+  failures: Array  # int32[]
+
+
+def _breed(keys, state, problem, species, batch_size):
+  """Step 1: the offspring of all species, evaluated, and their new states.
+
+  Every species proposes P rows, which is cheap; as many as it has places are
+  evaluated, those first that are neither alive, in the archive, nor proposed
+  twice.
+  """
+  asked, states = zip(
+    *(
+      s.ask(k, st)
+      for s, k, st in zip(species, keys, state.species, strict=True)
+    ),
+    strict=True,
+  )
+  asked = jnp.stack(asked)
+  owners = state.population.species
+  living = jnp.all(jnp.isfinite(state.population.objectives), axis=-1)
+  archived = jnp.all(jnp.isfinite(state.archive.objectives), axis=-1)
+  proposals = asked.reshape(-1, asked.shape[-1])
+  rows = [state.archive.choices, state.population.choices, proposals]
+  known = [archived, living, jnp.ones(len(proposals), bool)]
+  repeated = pareto.duplicated(jnp.concatenate(rows), jnp.concatenate(known))
+  repeated = repeated[-len(proposals) :].reshape(asked.shape[:2])
+  queue = jnp.argsort(repeated, axis=-1)
+  row = queue[owners, _place(owners)]
+  choices = asked[owners, row]
+  objectives = evaluate(problem, choices, batch_size).astype(jnp.float32)
+  failed = jnp.any(jnp.isnan(objectives), axis=-1)
+  objectives = jnp.where(failed[:, None], jnp.inf, objectives)
+  population = Population(choices, objectives, owners)
+  failures = jnp.sum(failed).astype(jnp.int32)
+  return _Offspring(population, asked, queue, row, failures), states
+
+
+def _survive(rank, pool, offspring, sizes):
+  """Step 5: each species fills its size with its own best-ranked members.
+
+  What is left over is filled with random offspring of the species, namely
+  proposals that were not evaluated. Returns the survivors, their ranks and
+  where the genotype of each lies (see `Feedback.source`).
+  """
+  places = offspring.row.shape[0]
+  count = sizes.shape[0]
+  owners = _owners(sizes, places)
+  member = jnp.isfinite(rank)
+  group = jnp.where(member, pool.species, count)
+  order = jnp.lexsort((rank, group))
+  first = jnp.searchsorted(group[order], jnp.arange(count))
+  members = jax.ops.segment_sum(member.astype(jnp.int32), group, count + 1)
+  place = _place(owners)
+  kept = place < members[owners]
+  chosen = order[jnp.where(kept, first[owners] + place, 0)]
+
+  evaluated = jax.ops.segment_sum(
+    jnp.ones(places, jnp.int32), offspring.population.species, count
+  )
+  spare = evaluated[owners] + place - members[owners]
+  spare = offspring.queue[owners, jnp.clip(spare, 0, places - 1)]
+  parent = chosen < places
+  source = jnp.where(
+    parent,
+    chosen,
+    places + offspring.row[jnp.where(parent, 0, chosen - places)],
+  )
+  source = jnp.where(kept, source, places + spare).astype(jnp.int32)
+  population = Population(
+    choices=jnp.where(
+      kept[:, None], pool.choices[chosen], offspring.asked[owners, spare]
+    ),
+    objectives=jnp.where(kept[:, None], pool.objectives[chosen], jnp.inf),
+    species=owners,
+  )
+  return population, jnp.where(kept, rank[chosen], jnp.inf), source
+
+
+def _metrics(state: State, problem: Problem, utility, directions) -> dict:
+  """What a run logs; arrays over species are [S]."""
+  count = len(state.species)
+  archive = state.archive
+  filled = jnp.all(jnp.isfinite(archive.objectives), axis=-1)
+  scaled = scale_objectives(problem, archive.objectives)
+  owner = jnp.where(filled, archive.species, count)
+  share = jax.ops.segment_sum(filled.astype(jnp.float32), owner, count + 1)
+  ones = jnp.ones_like(state.population.species)
+  metrics = {
+    'generation': state.generation,
+    'r2': pareto.r2(scaled, directions, jnp.zeros(scaled.shape[1]), filled),
+    'front_size': jnp.sum(filled),
+    'best': jnp.min(archive.objectives, axis=0),
+    'failures': state.failures,
+    'utility': utility,
+    'allocation': jax.ops.segment_sum(ones, state.population.species, count),
+    'front_share': share[:count] / jnp.maximum(jnp.sum(share), 1),
+    'evaluations': state.evaluations,
+  }
+  if scaled.shape[1] in (2, 3):
+    metrics['hypervolume'] = hypervolume(problem, archive.objectives, filled)
+  return metrics
+
+
+def scale_objectives(problem: Problem, objectives: Array) -> Array:
+  """Objectives with the problem's ideal point at 0, its reference at 1."""
+  return (objectives - problem.ideal) / (problem.reference - problem.ideal)
+
+
+def hypervolume(
+  problem: Problem, objectives: Array, mask: Array | None = None
+) -> Array:
+  """float[]: volume between the rows [n, M] and the reference, of at most 1."""
+  scaled = scale_objectives(problem, objectives)
+  return pareto.hypervolume(scaled, jnp.ones(scaled.shape[1]), mask)
+
+
+def step(
+  key: Array,
+  state: State,
+  problem: Problem,
+  species: tuple[Species, ...],
+  *,
+  exploration: float = 1.0,
+  partitions: int = 12,
+  batch_size: int | None = None,
+) -> tuple[State, dict[str, Array]]:
+  """One generation: the next state, and metrics.
+
+  Pure, so that `jit`, `vmap` over keys and `lax.scan` over generations apply;
+  `species` is static under `jit`.
+
+  Args:
+    key: of the run, the same at every generation.
+    state: from `init` or the last `step`.
+    problem: what is searched.
+    species: the tuple that `init` was given.
+    exploration: weight of the confidence bonus in `allocate`.
+    partitions: of the reference directions, see `pareto.reference_directions`.
+    batch_size: candidates evaluated at once, see `evaluate`.
+  """
+  key = jax.random.fold_in(key, state.generation)
+  ask_key, rank_key, tell_key = jax.random.split(key, 3)
+  count = len(species)
+  places = state.population.species.shape[0]
+  directions = pareto.reference_directions(problem.ideal.shape[0], partitions)
+
+  offspring, states = _breed(
+    jax.random.split(ask_key, count), state, problem, species, batch_size
+  )
+  evaluations = state.evaluations + jax.ops.segment_sum(
+    jnp.ones(places, jnp.int32), state.population.species, count
+  )
+  pool = jax.tree.map(
+    lambda a, b: jnp.concatenate([a, b]),
+    state.population,
+    offspring.population,
+  )
+  member = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
+  member &= ~pareto.duplicated(pool.choices, member)
+
+  scaled = scale_objectives(problem, pool.objectives)
+  utility = jax.vmap(
+    lambda s: pareto.r2(
+      scaled,
+      directions,
+      jnp.zeros(scaled.shape[1]),
+      member & (pool.species == s),
+    )
+  )(jnp.arange(count))
+  sizes = allocate(utility, evaluations, places, exploration)
+
+  order = pareto.nsga3_order(rank_key, scaled, directions, member)
+  rank = jnp.zeros(2 * places).at[order].set(jnp.arange(2.0 * places))
+  rank = jnp.where(member, rank, jnp.inf)
+
+  population, kept_rank, source = _survive(rank, pool, offspring, sizes)
+  told = []
+  tell_keys = jax.random.split(tell_key, count)
+  for i, one in enumerate(species):
+    mine = offspring.population.species == i
+    fitness = (
+      jnp.full(places, jnp.inf)
+      .at[jnp.where(mine, offspring.row, places)]
+      .set(rank[places:], mode='drop')
+    )
+    feedback = Feedback(
+      population, kept_rank, population.species == i, source, fitness
+    )
+    told.append(one.tell(tell_keys[i], states[i], feedback))
+
+  new = State(
+    generation=state.generation + 1,
+    population=population,
+    archive=pareto.archive_insert(state.archive, offspring.population),
+    species=tuple(told),
+    evaluations=evaluations,
+    failures=state.failures + offspring.failures,
+  )
+  # One trace for a whole run: no leaf may change its type or be weakly typed.
+  new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
+  return new, _metrics(new, problem, utility, directions)

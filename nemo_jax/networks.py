@@ -1,0 +1,153 @@
+"""Policies: graph neural networks that give every node logits over choices.
+
+Both follow NEMO's sequence: a graph layer, SELU, graph attention, SELU, a
+linear layer, SELU, logits. Graphs are `jraph.GraphsTuple`s; `undirected` makes
+them ready for message passing.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from nemo_jax.base import Array
+
+
+def _edges(adjacency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  senders, receivers = np.nonzero(adjacency)
+  return senders.astype(np.int32), receivers.astype(np.int32)
+
+
+def _adjacency(graph: jraph.GraphsTuple) -> np.ndarray:
+  count = graph.nodes.shape[0]
+  adjacency = np.eye(count, dtype=bool)
+  adjacency[np.asarray(graph.senders), np.asarray(graph.receivers)] = True
+  return adjacency
+
+
+def undirected(graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+  """The graph with every edge both ways and an edge from each node to itself.
+
+  Searchers have to see what follows a tensor as well as what precedes it, and
+  `jraph.GAT` assumes self-edges.
+  """
+  adjacency = _adjacency(graph)
+  senders, receivers = _edges(adjacency | adjacency.T)
+  return graph._replace(
+    senders=senders,
+    receivers=receivers,
+    n_edge=np.asarray([len(senders)], np.int32),
+  )
+
+
+def _convolve(graph: jraph.GraphsTuple, features: int, name: str):
+  """A graph convolution (Kipf and Welling 2017); self-edges are in the graph.
+
+  The dense layer is made by the caller's module, under `name`.
+  """
+  layer = jraph.GraphConvolution(nn.Dense(features, name=name))
+  return layer(graph)
+
+
+def _attend(graph: jraph.GraphsTuple, features: int, name: str):
+  """Graph attention of one head (Velickovic et al. 2018)."""
+  query = nn.Dense(features, use_bias=False, name=f'{name}_query')
+  logit = nn.Dense(1, use_bias=False, name=f'{name}_logit')
+
+  def attention(sent, received, edges):
+    del edges
+    return nn.leaky_relu(logit(jnp.concatenate([sent, received], axis=-1)))
+
+  return jraph.GAT(query, attention, node_update_fn=lambda x: x)(graph)
+
+
+def _head(graph: jraph.GraphsTuple, hidden: int, num_choices: int) -> Array:
+  """What follows the graph layer in both policies."""
+  graph = graph._replace(nodes=nn.selu(graph.nodes))
+  graph = _attend(graph, hidden, 'attention')
+  nodes = nn.selu(nn.Dense(hidden, name='linear')(nn.selu(graph.nodes)))
+  return nn.Dense(num_choices, name='logits')(nodes)
+
+
+class GCN(nn.Module):
+  """Logits [N, K] by graph convolution and attention."""
+
+  num_choices: int
+  hidden: int = 16
+
+  @nn.compact
+  def __call__(self, graph: jraph.GraphsTuple) -> Array:
+    """Applies the policy to a graph with nodes [N, F]."""
+    graph = _convolve(graph, self.hidden, 'convolution')
+    return _head(graph, self.hidden, self.num_choices)
+
+
+def reach(graph: jraph.GraphsTuple, hops: int) -> tuple[np.ndarray, np.ndarray]:
+  """Senders and receivers of all pairs at most `hops` edges apart."""
+  step = _adjacency(graph).astype(np.float32)
+  near = np.linalg.matrix_power(step, hops) > 0
+  return _edges(near)
+
+
+class GraphUNet(nn.Module):
+  """Logits [N, K] by a Graph U-Net (Gao and Ji 2019) and attention.
+
+  Each level keeps the better half of its nodes by a learned score and joins
+  those that were two edges apart, so that pooling does not tear the graph. All
+  shapes are static: the number of kept nodes is known, edges come from the
+  power of the whole graph that a level's joins amount to, and an edge of which
+  an end was dropped goes to a padding node.
+  """
+
+  num_choices: int
+  hidden: int = 16
+  depth: int = 2
+
+  @nn.compact
+  def __call__(self, graph: jraph.GraphsTuple) -> Array:
+    """Applies the policy to a graph with nodes [N, F]."""
+    graph = _convolve(graph, self.hidden, 'convolution')
+    nodes = nn.selu(graph.nodes)
+    index = jnp.arange(nodes.shape[0])  # kept nodes, in the whole graph
+    levels = []
+    for level in range(self.depth):
+      score = nn.Dense(1, name=f'score_{level}')(nodes)[:, 0]
+      best, chosen = jax.lax.top_k(score, (nodes.shape[0] + 1) // 2)
+      levels.append((nodes, index, chosen))
+      # The gate lets the score be learned, and bounds what passes.
+      nodes = nodes[chosen] * nn.sigmoid(best)[:, None]
+      index = index[chosen]
+      pooled = _padded(graph, nodes, index, 2 ** (level + 1))
+      nodes = nn.selu(
+        _convolve(pooled, self.hidden, f'down_{level}').nodes[:-1]
+      )
+    for level, (skip, index, chosen) in reversed(list(enumerate(levels))):
+      nodes = skip + jnp.zeros_like(skip).at[chosen].set(nodes)
+      unpooled = _padded(graph, nodes, index, 2**level)
+      nodes = nn.selu(
+        _convolve(unpooled, self.hidden, f'up_{level}').nodes[:-1]
+      )
+    return _head(graph._replace(nodes=nodes), self.hidden, self.num_choices)
+
+
+def _padded(
+  graph: jraph.GraphsTuple, nodes: Array, index: Array, hops: int
+) -> jraph.GraphsTuple:
+  """The kept nodes [k, H], joined up to `hops` edges apart, and one of padding.
+
+  Args:
+    graph: the whole graph of N nodes.
+    nodes: features of the kept nodes.
+    index: int32[k], where they are in the whole graph.
+    hops: how far apart in the whole graph joined nodes are.
+  """
+  kept = nodes.shape[0]
+  place = jnp.full(graph.nodes.shape[0], kept).at[index].set(jnp.arange(kept))
+  senders, receivers = (place[ends] for ends in reach(graph, hops))
+  dropped = (senders == kept) | (receivers == kept)
+  return graph._replace(
+    nodes=jnp.concatenate([nodes, jnp.zeros_like(nodes[:1])]),
+    senders=jnp.where(dropped, kept, senders),
+    receivers=jnp.where(dropped, kept, receivers),
+  )

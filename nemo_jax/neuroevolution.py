@@ -1,0 +1,171 @@
+"""Species whose genotype is the weights of a graph neural network."""
+
+from typing import Any, NamedTuple
+
+import evosax.algorithms as evosax_algorithms
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+
+from nemo_jax import networks
+from nemo_jax.base import (
+  Array,
+  Feedback,
+  InputError,
+  Problem,
+  PyTree,
+  Species,
+)
+from nemo_jax.ssne import SSNE
+
+
+class State(NamedTuple):
+  """Networks run parallel to the population; and the algorithm's own state."""
+
+  members: PyTree  # weights, [P, ...] each
+  asked: PyTree  # weights, [P, ...] each
+  algorithm: Any
+
+
+def algorithms() -> dict[str, type]:
+  """Every algorithm that can evolve the weights, by name."""
+  return {'SSNE': SSNE} | evosax_algorithms.algorithms
+
+
+def check_algorithm(name: str) -> None:
+  """Raises `InputError` unless `algorithms` has the name."""
+  known = sorted(algorithms())
+  if name not in known:
+    raise InputError(
+      f'unknown algorithm {name!r}; the choices are {", ".join(known)}'
+    )
+
+
+def _build(name: str, population_size: int, weights: PyTree):
+  check_algorithm(name)
+  build = algorithms()[name]
+  try:
+    return build(population_size=population_size, solution=weights)
+  except AssertionError as error:
+    # evosax states what an algorithm asks of the population as assertions.
+    raise InputError(f'{name}: {error}') from error
+
+
+def _tell_population(algorithm, key, state, feedback, params):
+  """For algorithms that keep a population of their own.
+
+  They are told what came of their proposals, for the sake of what they adapt;
+  where a proposal was not evaluated its parent comes back. Then NEMO's
+  survivors take the place of the population, repeated until it is full.
+  """
+  inner = state.algorithm
+  skipped = ~jnp.isfinite(feedback.fitness)
+  parents = algorithm.get_population(inner)
+  told = _where(skipped, parents, state.asked)
+  # Fitness is a rank within one generation; only this one can be compared.
+  worst = jnp.where(jnp.isfinite(inner.fitness), inner.fitness, 1e9)
+  fitness = jnp.where(skipped, worst, feedback.fitness)
+  inner, _ = algorithm.tell(key, told, fitness, inner, params)
+
+  rank = jnp.where(feedback.own, feedback.rank, jnp.inf)
+  order = jnp.lexsort((rank, ~feedback.own))
+  count = jnp.maximum(jnp.sum(feedback.own), 1)
+  repeated = order[jnp.arange(order.shape[0]) % count]
+  members = _survivors(state, feedback)
+  flat = jax.vmap(algorithm._ravel_solution)(members)
+  fitness = jnp.where(jnp.isfinite(rank), rank, 1e9)[repeated]
+  inner = inner.replace(population=flat[repeated], fitness=fitness)
+  return State(members, state.asked, inner)
+
+
+def _tell_distribution(algorithm, key, state, feedback, params):
+  """For algorithms that keep a distribution.
+
+  A proposal that was not evaluated is told with the median fitness, which a
+  distribution neither approaches nor leaves; without any evaluation nothing
+  is told.
+  """
+  evaluated = jnp.isfinite(feedback.fitness)
+  median = jnp.nanmedian(jnp.where(evaluated, feedback.fitness, jnp.nan))
+  fitness = jnp.where(evaluated, feedback.fitness, median)
+  inner, _ = algorithm.tell(key, state.asked, fitness, state.algorithm, params)
+  inner = jax.tree.map(
+    lambda new, old: jnp.where(jnp.any(evaluated), new, old),
+    inner,
+    state.algorithm,
+  )
+  return State(_survivors(state, feedback), state.asked, inner)
+
+
+def _where(rows: Array, yes: PyTree, no: PyTree) -> PyTree:
+  """Rows of one tree where True [P], of the other elsewhere."""
+  return jax.tree.map(
+    lambda a, b: jnp.where(jnp.expand_dims(rows, range(1, a.ndim)), a, b),
+    yes,
+    no,
+  )
+
+
+def _survivors(state: State, feedback: Feedback) -> PyTree:
+  """The networks that live on, in the rows of the population."""
+  return jax.tree.map(
+    lambda old, new: jnp.concatenate([old, new])[feedback.source],
+    state.members,
+    state.asked,
+  )
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  network: nn.Module,
+  algorithm: str = 'SSNE',
+) -> Species:
+  """A species of networks that read the graph and choose at every node.
+
+  A network's solution is the most likely allowed choice of each node. Its
+  weights are evolved by SSNE or by any evosax algorithm.
+
+  Args:
+    problem: what is searched; its graph is what the networks read.
+    population_size: P.
+    network: a module from a graph to logits [N, K].
+    algorithm: one of `algorithms()`.
+
+  Raises:
+    InputError: the algorithm is unknown, or not for this population size.
+  """
+  graph = networks.undirected(jax.device_get(problem.graph))
+  start = lambda key: network.init(key, graph)
+  weights = jax.eval_shape(start, jax.random.key(0))
+  weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
+  evolver = _build(algorithm, population_size, weights)
+  params = evolver.default_params
+  has_population = isinstance(evolver, PopulationBasedAlgorithm)
+  tell_one = _tell_population if has_population else _tell_distribution
+
+  def init(key):
+    keys = jax.random.split(key, population_size + 1)
+    members = jax.vmap(start)(keys[1:])
+    if has_population:
+      unknown = jnp.full(population_size, 1e9, jnp.float32)
+      inner = evolver.init(keys[0], members, unknown, params)
+    else:
+      mean = jax.tree.map(lambda x: x[0], members)
+      inner = evolver.init(keys[0], mean, params)
+    # evosax leaves weakly typed numbers behind, which would be traced twice.
+    inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
+    return State(members, members, inner)
+
+  def ask(key, state):
+    asked, inner = evolver.ask(key, state.algorithm, params)
+    logits = jax.vmap(lambda w: network.apply(w, graph))(asked)
+    logits = jnp.where(problem.allowed, logits, -jnp.inf)
+    choices = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return choices, State(state.members, asked, inner)
+
+  def tell(key, state, feedback):
+    return tell_one(evolver, key, state, feedback, params)
+
+  return Species(init, ask, tell)

@@ -1,0 +1,379 @@
+"""Pareto primitives on fixed-size arrays: pure, jittable, vmappable.
+
+Every function takes `objectives [n, M]`, minimised, and an optional
+`mask [n]`, True where a row is valid. A NaN objective counts as +inf. Nothing
+here allocates an `n x n` array: pairs are compared a block at a time.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nemo_jax.base import Array, Population
+
+
+def dominates(a: Array, b: Array) -> Array:
+  """Whether `a [..., M]` is no worse everywhere and better somewhere."""
+  return jnp.all(a <= b, axis=-1) & jnp.any(a < b, axis=-1)
+
+
+def _dominance(a: Array, b: Array) -> Array:
+  """bool[n, k]: row i of `a [n, M]` dominates row j of `b [k, M]`.
+
+  One objective at a time, so that no `[n, k, M]` array exists.
+  """
+  columns = [(x[:, None], y[None, :]) for x, y in zip(a.T, b.T, strict=True)]
+  no_worse = functools.reduce(jnp.logical_and, [x <= y for x, y in columns])
+  better = functools.reduce(jnp.logical_or, [x < y for x, y in columns])
+  return no_worse & better
+
+
+def _clean(objectives: Array, mask: Array | None) -> Array:
+  """Objectives with invalid rows and NaNs at +inf, which dominate nothing."""
+  objectives = jnp.where(jnp.isnan(objectives), jnp.inf, objectives)
+  if mask is None:
+    return objectives
+  return jnp.where(mask[:, None], objectives, jnp.inf)
+
+
+def _lexsort(objectives: Array) -> Array:
+  """Rows in lexicographic order: whoever dominates comes first."""
+  return jnp.lexsort(objectives.T[::-1])
+
+
+def nondominated_rank(
+  objectives: Array, mask: Array | None = None, block: int = 256
+) -> Array:
+  """int32[n]: 0 on the Pareto front, 1 on the front behind it, and so on.
+
+  Goldberg's ranks as in NSGA-II (Deb et al. 2002), by the rule that a point's
+  rank is one more than the largest rank among its dominators. Rows are taken
+  in lexicographic order, `block` at a time, against all rows before them.
+  Time O(n^2 M), memory O(n block). Masked rows get rank n.
+  """
+  n, m = objectives.shape
+  objectives = _clean(objectives, mask)
+  order = _lexsort(objectives)
+  block = min(block, n)
+  padding = jnp.full((-n % block, m), jnp.inf, objectives.dtype)
+  rows = jnp.concatenate([objectives[order], padding])
+
+  def rank_block(ranks, start):
+    new = jax.lax.dynamic_slice_in_dim(rows, start, block)
+    # Rows not reached yet hold -1, so that they push nobody back.
+    behind = jnp.where(_dominance(rows, new), ranks[:, None] + 1, 0)
+    floor = jnp.max(behind, axis=0)
+    within = _dominance(new, new)
+
+    def push(state):
+      old, _ = state
+      pushed = jnp.max(jnp.where(within, old[:, None] + 1, 0), axis=0)
+      return jnp.maximum(floor, pushed), old
+
+    settled, _ = jax.lax.while_loop(
+      lambda state: jnp.any(state[0] != state[1]), push, (floor, floor - 1)
+    )
+    return jax.lax.dynamic_update_slice_in_dim(ranks, settled, start, 0), None
+
+  starts = jnp.arange(0, rows.shape[0], block)
+  ranks = jnp.full(rows.shape[0], -1, jnp.int32)
+  ranks, _ = jax.lax.scan(rank_block, ranks, starts)
+  ranks = jnp.zeros(n, jnp.int32).at[order].set(ranks[:n])
+  return ranks if mask is None else jnp.where(mask, ranks, n)
+
+
+def duplicated(rows: Array, mask: Array | None = None) -> Array:
+  """bool[n]: an earlier valid row of `rows [n, k]` is equal to this one.
+
+  Rows are grouped by a 64-bit hash and then compared with their neighbour, so
+  rows that differ are never called equal. Masked rows are never duplicates.
+  """
+  n, k = rows.shape
+  mask = jnp.ones(n, bool) if mask is None else mask
+  words = rows
+  if jnp.issubdtype(rows.dtype, jnp.floating):
+    # -0.0 equals 0.0 but has other bits; adding 0.0 makes them one.
+    words = (rows + 0.0).astype(jnp.float32).view(jnp.int32)
+  odd = np.random.default_rng(0).integers(0, 2**31, (2, k)) * 2 + 1
+  hashes = [
+    jnp.sum(words.astype(jnp.uint32) * jnp.asarray(h, jnp.uint32), axis=-1)
+    for h in odd
+  ]
+  order = jnp.lexsort((jnp.arange(n), *hashes, ~mask))
+  ordered = rows[order]
+  equal = jnp.all(ordered[1:] == ordered[:-1], axis=-1)
+  equal &= mask[order][1:]
+  return jnp.zeros(n, bool).at[order[1:]].set(equal)
+
+
+def crowding_distance(
+  objectives: Array, ranks: Array | None = None, mask: Array | None = None
+) -> Array:
+  """float[n]: how far apart a point's neighbours on its own front are.
+
+  Deb et al. 2002: the sum over objectives of the gap between the two
+  neighbours, divided by the front's range. Ends of a front get +inf. An
+  objective whose range on a front is zero or infinite adds nothing.
+
+  Args:
+    objectives: [n, M].
+    ranks: int32[n], the front of each row; all rows one front if absent.
+    mask: bool[n]; masked rows get -inf.
+  """
+  n, _ = objectives.shape
+  objectives = _clean(objectives, mask)
+  ranks = jnp.zeros(n, jnp.int32) if ranks is None else ranks
+  ranks = ranks if mask is None else jnp.where(mask, ranks, n)
+  size = jax.ops.segment_sum(jnp.ones(n, jnp.int32), ranks, n + 1)[ranks]
+
+  def one_objective(values):
+    order = jnp.lexsort((values, ranks))
+    ordered, front = values[order], ranks[order]
+    gap = jnp.diff(ordered)
+    gap = jnp.where(front[1:] == front[:-1], gap, jnp.inf)
+    ends = jnp.full(1, jnp.inf, values.dtype)
+    gaps = jnp.concatenate([ends, gap]) + jnp.concatenate([gap, ends])
+    span = jax.ops.segment_max(ordered, front, n + 1)
+    span -= jax.ops.segment_min(ordered, front, n + 1)
+    span = span[front]
+    usable = (span > 0) & jnp.isfinite(span)
+    scaled = jnp.where(usable, gaps / jnp.where(usable, span, 1), 0)
+    return jnp.zeros(n, values.dtype).at[order].set(scaled)
+
+  distance = sum(one_objective(values) for values in objectives.T)
+  distance = jnp.where(size <= 2, jnp.inf, distance)
+  return distance if mask is None else jnp.where(mask, distance, -jnp.inf)
+
+
+def reference_directions(num_objectives: int, partitions: int) -> np.ndarray:
+  """float32[W, M]: a uniform grid on the unit simplex (Das and Dennis 1998).
+
+  Every vector of non-negative multiples of 1 / partitions that sums to one;
+  W = binomial(partitions + M - 1, M - 1).
+  """
+  bars = itertools.combinations(
+    range(partitions + num_objectives - 1), num_objectives - 1
+  )
+  ends = (-1, partitions + num_objectives - 1)
+  counts = [np.diff([ends[0], *b, ends[1]]) - 1 for b in bars]
+  return np.asarray(counts, np.float32) / partitions
+
+
+def r2(
+  objectives: Array, weights: Array, ideal: Array, mask: Array | None = None
+) -> Array:
+  """float[]: the R2 indicator, lower is better; +inf for an empty set.
+
+  Brockhoff et al. 2012: the mean over weight vectors of the least weighted
+  Chebyshev distance from the set to the utopian point `ideal [M]`.
+
+  Args:
+    objectives: [n, M].
+    weights: [W, M], non-negative, for example `reference_directions`.
+    ideal: [M], a point that nothing beats.
+    mask: bool[n].
+  """
+  gap = jnp.abs(_clean(objectives, mask) - ideal)
+
+  def nearest(weight):
+    # A weight of zero takes no notice of an objective, even of an infinite one
+    # where the row is valid; rows that are all infinite stay out of reach.
+    distance = jnp.max(jnp.where(weight > 0, weight * gap, 0), axis=-1)
+    unusable = jnp.any(jnp.isinf(gap), axis=-1)
+    return jnp.min(jnp.where(unusable, jnp.inf, distance))
+
+  return jnp.mean(jax.lax.map(nearest, weights))
+
+
+def hypervolume(
+  objectives: Array, reference: Array, mask: Array | None = None
+) -> Array:
+  """float[]: the exact volume that the set dominates up to `reference [M]`.
+
+  Two objectives: one sweep. Three: points enter in order of the last
+  objective, and each lowers a staircase kept over the first (the dimension
+  sweep of Fonseca et al. 2006, with a flat array in place of a tree, which
+  is what vector units like). Time O(n^2) for three objectives, memory O(n).
+
+  Raises:
+    ValueError: for a number of objectives other than two or three.
+  """
+  m = objectives.shape[-1]
+  if m not in (2, 3):
+    raise ValueError(f'hypervolume is exact for 2 or 3 objectives, not {m}')
+  reference = jnp.asarray(reference, objectives.dtype)
+  # A point with one useless objective spans no volume; at the reference its
+  # other objectives must not count either.
+  points = _clean(objectives, mask)
+  useless = jnp.any(points >= reference, axis=-1)
+  points = jnp.where(useless[:, None], reference, points)
+  points = points[jnp.argsort(points[:, 0])]
+  depth = reference[1] - points[:, 1]
+  width = jnp.diff(points[:, 0], append=reference[0])
+  if m == 2:
+    return jnp.sum(width * jax.lax.cummax(depth))
+
+  entry = jnp.argsort(points[:, 2])
+  level = points[entry, 2]
+  height = jnp.diff(level, append=reference[2])
+  index = jnp.arange(points.shape[0])
+
+  def enter(i, state):
+    stairs, volume = state
+    reached = index >= entry[i]
+    stairs = jnp.where(reached, jnp.maximum(stairs, depth[entry[i]]), stairs)
+    return stairs, volume + height[i] * jnp.sum(width * stairs)
+
+  start = (jnp.zeros_like(depth), jnp.zeros((), depth.dtype))
+  _, volume = jax.lax.fori_loop(0, points.shape[0], enter, start)
+  return volume
+
+
+def hyperplane_normalize(
+  objectives: Array, ranks: Array, mask: Array | None = None
+) -> Array:
+  """float[n, M]: objectives with the ideal point at 0 and the nadir at 1.
+
+  NSGA-III (Deb and Jain 2014, section IV-C): the nadir comes from the
+  intercepts of the plane through the extreme points of the first front. Where
+  that plane is degenerate, the worst of the first front stands in, as in
+  pymoo; where even that is no range, the worst of all rows.
+  """
+  objectives = _clean(objectives, mask)
+  m = objectives.shape[-1]
+  usable = jnp.all(jnp.isfinite(objectives), axis=-1)
+  ideal = jnp.min(objectives, axis=0, where=usable[:, None], initial=jnp.inf)
+  ideal = jnp.where(jnp.isfinite(ideal), ideal, 0)
+  worst = jnp.max(objectives, axis=0, where=usable[:, None], initial=-jnp.inf)
+  first = usable & (ranks == 0)
+  front_worst = jnp.max(
+    objectives, axis=0, where=first[:, None], initial=-jnp.inf
+  )
+
+  # Extreme points: the least achievement-scalarised along each axis (eq. 4).
+  shifted = jnp.where(usable[:, None], objectives - ideal, jnp.inf)
+  shifted = jnp.where(shifted < 1e-3, 0, shifted)
+  weights = jnp.where(jnp.eye(m, dtype=bool), 1, 1e6)
+  scalarised = jnp.max(shifted[None] * weights[:, None], axis=-1)
+  scalarised = jnp.where(first, scalarised, jnp.inf)
+  extremes = objectives[jnp.argmin(scalarised, axis=-1)] - ideal
+
+  plane = jnp.linalg.solve(extremes, jnp.ones(m, objectives.dtype))
+  intercepts = 1 / plane
+  fits = jnp.all(jnp.abs(extremes @ plane - 1) < 1e-5)
+  fits &= jnp.all(intercepts > 1e-6)
+  nadir = jnp.where(fits, jnp.minimum(ideal + intercepts, worst), front_worst)
+  nadir = jnp.where(nadir - ideal <= 1e-6, worst, nadir)
+  span = nadir - ideal
+  span = jnp.where((span > 0) & jnp.isfinite(span), span, 1e-12)
+  return jnp.where(usable[:, None], (objectives - ideal) / span, jnp.inf)
+
+
+def associate(normalized: Array, directions: Array) -> tuple[Array, Array]:
+  """Nearest direction of each row, and the perpendicular distance to it.
+
+  NSGA-III, algorithm 3. Rows `normalized [n, M]`, directions `[W, M]`;
+  returns int32[n] and float[n]. Rows with an infinity get direction 0.
+  """
+  usable = jnp.all(jnp.isfinite(normalized), axis=-1)
+  rows = jnp.where(usable[:, None], normalized, 0)
+  unit = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+
+  def one_row(row):
+    along = jnp.sum(unit * row, axis=-1, keepdims=True)
+    distance = jnp.linalg.norm(row - along * unit, axis=-1)
+    nearest = jnp.argmin(distance)
+    return nearest.astype(jnp.int32), distance[nearest]
+
+  niche, distance = jax.vmap(one_row)(rows)
+  niche = jnp.where(usable, niche, 0)
+  return niche, jnp.where(usable, distance, jnp.inf)
+
+
+def niching_order(
+  key: Array, ranks: Array, niche: Array, distance: Array
+) -> Array:
+  """int32[n]: row indices, best first, by front and then by niche count.
+
+  NSGA-III, algorithm 4, written without its loop. The algorithm gives the next
+  place to a member of the least crowded niche, which is the same as saying:
+  the j-th member of a niche waits until every other niche has had j. So a
+  member's level is its place within its niche, and the order is that by
+  (front, level). The first member of an empty niche is the one closest to its
+  direction; all other choices are random.
+  """
+  n = ranks.shape[0]
+  shuffle, ties = jax.random.uniform(key, (2, n))
+  closest = jnp.lexsort((shuffle, distance, ranks, niche))
+  starts = jnp.ones(n, bool).at[1:].set(jnp.diff(niche[closest]) != 0)
+  head = jnp.zeros(n, bool).at[closest].set(starts)
+
+  within = jnp.lexsort((shuffle, ~head, ranks, niche))
+  index = jnp.arange(n)
+  first = jax.lax.cummax(jnp.where(starts, index, 0))
+  level = jnp.zeros(n, index.dtype).at[within].set(index - first)
+  return jnp.lexsort((ties, level, ranks))
+
+
+def nsga3_order(
+  key: Array,
+  objectives: Array,
+  directions: Array,
+  mask: Array | None = None,
+) -> Array:
+  """int32[n]: row indices in the order in which NSGA-III would keep them.
+
+  Deb and Jain 2014: fronts first, and within a front the niching around the
+  reference `directions [W, M]`. The first k indices are the survivors of a
+  selection of k. Rows that are masked or hold an infinity come last.
+  """
+  objectives = _clean(objectives, mask)
+  usable = jnp.all(jnp.isfinite(objectives), axis=-1)
+  ranks = nondominated_rank(objectives, usable)
+  normalized = hyperplane_normalize(objectives, ranks, usable)
+  niche, distance = associate(normalized, directions)
+  # Rows out of the running must not fill up a niche.
+  niche = jnp.where(usable, niche, directions.shape[0])
+  return niching_order(key, ranks, niche, distance)
+
+
+def empty_population(capacity: int, num_nodes: int, num_objectives: int):
+  """A `Population` of `capacity` empty slots."""
+  return Population(
+    choices=jnp.zeros((capacity, num_nodes), jnp.int32),
+    objectives=jnp.full((capacity, num_objectives), jnp.inf, jnp.float32),
+    species=jnp.full(capacity, -1, jnp.int32),
+  )
+
+
+def archive_insert(archive: Population, candidates: Population) -> Population:
+  """The non-dominated rows of both, each objective vector once.
+
+  Rows with an infinity or a NaN never enter. Of rows with equal objectives the
+  one already in the archive stays. If more rows are non-dominated than there
+  are slots, the least crowded ones stay. Occupied slots come first.
+  """
+  capacity = archive.choices.shape[0]
+  merged = jax.tree.map(
+    lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), archive, candidates
+  )
+  objectives = merged.objectives
+  usable = jnp.all(jnp.isfinite(objectives), axis=-1)
+  usable &= ~duplicated(objectives, usable)
+  keep = nondominated_rank(objectives, usable) == 0
+  spread = crowding_distance(objectives, mask=keep)
+  overflow = jnp.sum(keep) > capacity
+  order = jnp.lexsort((jnp.where(overflow, -spread, 0), ~keep))[:capacity]
+  kept = jax.tree.map(lambda x: x[order], merged)
+  blank = empty_population(capacity, *(x.shape[1] for x in kept[:2]))
+  valid = keep[order]
+  return jax.tree.map(
+    lambda new, old: jnp.where(
+      jnp.expand_dims(valid, range(1, new.ndim)), new, old
+    ),
+    kept,
+    blank,
+  )

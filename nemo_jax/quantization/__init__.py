@@ -1,0 +1,1 @@
+"""Quantization as a function transformation."""

@@ -1,0 +1,100 @@
+"""What a configuration of bit-widths costs: model size and bit-operations."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from nemo_jax.base import Array
+from nemo_jax.quantization import graph as graph_lib
+
+FLOAT_BITS = 32
+PRECISIONS = ('product', 'larger')
+
+
+class Costs(NamedTuple):
+  """Counts that do not depend on the bits, as exact NumPy integers."""
+
+  elements: np.ndarray  # [N] int64, weights stored; 0 for an activation
+  overhead_bits: int  # scales, zero points and all that stays in float
+  parameters: int  # of the float network
+  macs: np.ndarray  # [O] int64, of each operation, for one image
+  operands: np.ndarray  # [O, 2] int32, the quantizers it multiplies
+
+
+def count(
+  analysis: graph_lib.Analysis,
+  leaf_sizes: Sequence[int],
+  scale_counts: Sequence[int],
+  has_zero_point: Sequence[bool],
+) -> Costs:
+  """The costs of an analyzed network.
+
+  Stored are: every quantized weight in its bit-width; a 32-bit scale for each
+  of its channels and for each activation; a 32-bit zero point beside each
+  scale of an affine quantizer; and every other parameter (biases, norms) in
+  32 bits.
+
+  Args:
+    analysis: from `graph.analyze`.
+    leaf_sizes: parameters in each leaf of the variables, 0 for a leaf that
+      holds no parameters.
+    scale_counts: scales of each quantizer.
+    has_zero_point: whether each quantizer stores zero points.
+  """
+  quantizers = analysis.quantizers
+  elements = [q.elements if q.is_weight else 0 for q in quantizers]
+  kept = sum(leaf_sizes[i] for i in analysis.kept)
+  constants = sum(scale_counts) + sum(
+    n for n, z in zip(scale_counts, has_zero_point, strict=True) if z
+  )
+  products = [op for op in analysis.operations if op.macs]
+  return Costs(
+    elements=np.asarray(elements, np.int64),
+    overhead_bits=FLOAT_BITS * (kept + constants),
+    parameters=kept + sum(elements),
+    macs=np.asarray([op.macs for op in products], np.int64),
+    operands=np.asarray(
+      [(op.operands[0], op.operands[-1]) for op in products], np.int32
+    ).reshape(-1, 2),
+  )
+
+
+def model_size(costs: Costs, bits: np.ndarray) -> int:
+  """Bits that the network takes on disk, exact; see `count` for what counts."""
+  return int(costs.elements @ np.asarray(bits, np.int64)) + costs.overhead_bits
+
+
+def size_ratio(costs: Costs, bits: Array) -> Array:
+  """float32[]: `model_size` over the 32-bit parameters; traceable."""
+  total = FLOAT_BITS * costs.parameters
+  share = jnp.asarray(costs.elements / total, jnp.float32)
+  return jnp.sum(share * bits) + jnp.float32(costs.overhead_bits / total)
+
+
+def bit_operations(
+  costs: Costs, bits: np.ndarray, precision: str = 'product'
+) -> int:
+  """Bit-operations of one image, exact.
+
+  Args:
+    costs: from `count`.
+    bits: int[N].
+    precision: `product`, MACs x weight bits x activation bits, as in the
+      published tables; or `larger`, MACs x the larger of the two, the reading
+      of NEMO (arXiv 2106.07611) that agrees with its figures.
+  """
+  pair = np.asarray(bits, np.int64)[costs.operands]
+  factor = {'product': pair.prod(axis=1), 'larger': pair.max(axis=1)}
+  return int(costs.macs @ factor[precision])
+
+
+def bit_operation_ratio(
+  costs: Costs, bits: Array, precision: str = 'product'
+) -> Array:
+  """float32[]: `bit_operations` over those of 32-bit floats; traceable."""
+  pair = jnp.asarray(bits, jnp.float32)[costs.operands] / FLOAT_BITS
+  factor = {'product': pair.prod(axis=1), 'larger': pair.max(axis=1)}
+  share = jnp.asarray(costs.macs / costs.macs.sum(), jnp.float32)
+  return jnp.sum(share * factor[precision])

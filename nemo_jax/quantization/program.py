@@ -1,0 +1,146 @@
+"""A traced JAX function as a flat list of equations that can be intercepted."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend as jex
+
+MATRIX_PRODUCTS = ('conv_general_dilated', 'dot_general')
+
+# Calls that mean no more than their body: always taken apart.
+_PLAIN_CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'remat2', 'remat')
+# Calls with a derivative of their own: kept whole, and so with it, unless a
+# matrix product inside has to be reached.
+_CUSTOM_CALLS = ('custom_jvp_call', 'custom_vjp_call')
+
+
+class Equation(NamedTuple):
+  """One primitive applied to numbered slots."""
+
+  eqn: jex.core.JaxprEqn
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+
+  @property
+  def name(self) -> str:
+    """The name of the primitive."""
+    return self.eqn.primitive.name
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """The parameters of the primitive."""
+    return self.eqn.params
+
+
+class Program(NamedTuple):
+  """Equations in order of execution; every value has one slot."""
+
+  equations: tuple[Equation, ...]
+  constants: dict[int, Any]  # slots that hold literals and captured arrays
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  avals: dict[int, Any]  # the shape and dtype in each slot
+
+
+def sub_jaxprs(eqn: jex.core.JaxprEqn) -> list[jex.core.Jaxpr]:
+  """The jaxprs held in the parameters of an equation."""
+  found = []
+  for param in eqn.params.values():
+    for value in param if isinstance(param, tuple | list) else (param,):
+      if isinstance(value, jex.core.ClosedJaxpr):
+        found.append(value.jaxpr)
+      elif isinstance(value, jex.core.Jaxpr):
+        found.append(value)
+  return found
+
+
+def matrix_products(eqn: jex.core.JaxprEqn) -> list[str]:
+  """Names of the floating-point matrix products in an equation, at any depth.
+
+  Any primitive with `dot` or `conv` as a word of its name counts, so that a
+  product that is new to this package is noticed rather than passed over.
+  """
+  if subs := sub_jaxprs(eqn):
+    return [n for s in subs for e in s.eqns for n in matrix_products(e)]
+  name = eqn.primitive.name
+  is_product = {'dot', 'conv'} & set(name.split('_'))
+  is_float = jax.numpy.issubdtype(eqn.outvars[0].aval.dtype, jax.numpy.floating)
+  return [name] if is_product and is_float else []
+
+
+def _body(eqn: jex.core.JaxprEqn) -> tuple[jex.core.Jaxpr, Sequence] | None:
+  """The jaxpr and constants to put in place of a call, None to keep it."""
+  name = eqn.primitive.name
+  if name not in _PLAIN_CALLS + _CUSTOM_CALLS:
+    return None
+  if name in _CUSTOM_CALLS and not matrix_products(eqn):
+    return None
+  key = next(k for k in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if k in eqn.params)
+  body = eqn.params[key]
+  if isinstance(body, jex.core.ClosedJaxpr):
+    return body.jaxpr, body.consts
+  return body, ()
+
+
+def flatten(closed: jex.core.ClosedJaxpr) -> Program:
+  """The program of a jaxpr with its nested calls taken apart."""
+  equations, constants, avals = [], {}, {}
+
+  def new_slot(aval):
+    avals[len(avals)] = aval
+    return len(avals) - 1
+
+  def constant(aval, value):
+    slot = new_slot(aval)
+    constants[slot] = value
+    return slot
+
+  def walk(jaxpr, consts, inputs):
+    slots = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+      slots[var] = constant(var.aval, value)
+
+    def read(atom):
+      if isinstance(atom, jex.core.Literal):
+        return constant(atom.aval, atom.val)
+      return slots[atom]
+
+    for eqn in jaxpr.eqns:
+      ins = tuple(read(v) for v in eqn.invars)
+      if body := _body(eqn):
+        outs = walk(*body, ins)
+      else:
+        outs = tuple(new_slot(v.aval) for v in eqn.outvars)
+        equations.append(Equation(eqn, ins, outs))
+      slots.update(zip(eqn.outvars, outs, strict=True))
+    return tuple(read(v) for v in jaxpr.outvars)
+
+  inputs = tuple(new_slot(v.aval) for v in closed.jaxpr.invars)
+  outputs = walk(closed.jaxpr, closed.consts, inputs)
+  return Program(tuple(equations), constants, inputs, outputs, avals)
+
+
+def run(
+  program: Program,
+  arguments: Sequence[jax.Array],
+  intercept: Callable[[int, list[jax.Array]], list[jax.Array]],
+) -> list[jax.Array]:
+  """The outputs of a program, each equation's inputs passed by `intercept`.
+
+  Args:
+    program: what to run.
+    arguments: one array for each of `program.inputs`.
+    intercept: (index of the equation, its inputs) -> the inputs to use.
+  """
+  values = dict(program.constants)
+  values.update(zip(program.inputs, arguments, strict=True))
+  for index, (eqn, ins, outs) in enumerate(program.equations):
+    operands = intercept(index, [values[slot] for slot in ins])
+    with eqn.ctx.manager:
+      result = eqn.primitive.bind(
+        *operands, **eqn.primitive.get_bind_params(eqn.params)
+      )
+    result = result if eqn.primitive.multiple_results else [result]
+    values.update(zip(outs, result, strict=True))
+  return [values[slot] for slot in program.outputs]

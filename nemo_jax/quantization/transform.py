@@ -1,0 +1,244 @@
+"""`quantize`: any JAX function, with its bit-widths as one more argument."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+
+from nemo_jax.base import Array, InputError, PyTree
+from nemo_jax.quantization import calibrate
+from nemo_jax.quantization import costs as costs_lib
+from nemo_jax.quantization import fake_quant as fake_quant_lib
+from nemo_jax.quantization import graph as graph_lib
+from nemo_jax.quantization import program as program_lib
+
+
+class Quantized(NamedTuple):
+  """A function that can be run at any bit-widths, and what is known of it."""
+
+  apply: Callable[..., Any]
+  # (variables, images, bits [N] int32, ranges=ranges) -> what `apply` returned
+  ranges: tuple[calibrate.Range, ...]  # one a quantizer
+  quantizers: tuple[graph_lib.Quantizer, ...]
+  operations: tuple[graph_lib.Operation, ...]
+  sequential_graph: jraph.GraphsTuple  # the paper's: a chain
+  data_flow_graph: jraph.GraphsTuple  # with the branches
+  costs: costs_lib.Costs
+
+
+class _Trace(NamedTuple):
+  program: program_lib.Program
+  analysis: graph_lib.Analysis
+  treedef: Any  # of the outputs
+
+
+def _leaf_names(variables: PyTree) -> list[str]:
+  """Paths such as `Conv_0/kernel`; the collection `params` goes unsaid."""
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+  names = [jax.tree_util.keystr(p, simple=True, separator='/') for p in paths]
+  return [n.removeprefix('params/').removesuffix('/value') for n in names]
+
+
+def _trace(apply, variables, images, also) -> _Trace:
+  names = _leaf_names(variables)
+  closed, shapes = jax.make_jaxpr(apply, return_shape=True)(variables, images)
+  program = program_lib.flatten(closed)
+  analysis = graph_lib.analyze(program, names, images.shape[0], also)
+  return _Trace(program, analysis, jax.tree.structure(shapes))
+
+
+def _run(trace: _Trace, variables, images, visit) -> PyTree:
+  """Runs the program, every quantized operand replaced by visit(site, x)."""
+  sites = {}
+  for site in trace.analysis.sites:
+    sites.setdefault(site.equation, []).append(site)
+
+  def intercept(index, operands):
+    operands = list(operands)
+    for site in sites.get(index, ()):
+      operands[site.operand] = visit(site, operands[site.operand])
+    return operands
+
+  arguments = [*jax.tree.leaves(variables), images]
+  outputs = program_lib.run(trace.program, arguments, intercept)
+  return jax.tree.unflatten(trace.treedef, outputs)
+
+
+def _collect(apply, also, of, variables, images) -> dict[int, Any]:
+  """of(quantizer index, value) at the first site of each, by index."""
+  trace = _trace(apply, variables, images, also)
+  seen = {}
+
+  def visit(site, value):
+    if site.quantizer not in seen:
+      seen[site.quantizer] = of(site.quantizer, value)
+    return value
+
+  _run(trace, variables, images, visit)
+  return {k: v for k, v in seen.items() if v is not None}
+
+
+def _calibrate(
+  apply, variables, images, also, analysis, method, scheme, percentile, chunk
+) -> tuple[calibrate.Range, ...]:
+  """Ranges of all quantizers: one pass for the bounds, one for histograms."""
+  quantizers = analysis.quantizers
+  chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
+
+  def weight(index, value):
+    return value if quantizers[index].is_weight else None
+
+  def bounds(index, value):
+    if quantizers[index].is_weight:
+      return None
+    value = value.astype(jnp.float32)
+    return jnp.stack([jnp.min(value), -jnp.max(value)])
+
+  collect = functools.partial(_collect, apply, also)
+  # Constants are folded in the first trace that has to look at weights.
+  weights = jax.jit(functools.partial(collect, weight))(variables, chunks[0])
+  find_bounds = jax.jit(functools.partial(collect, bounds))
+  seen = [find_bounds(variables, part) for part in chunks]
+  limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
+
+  @jax.jit
+  def histograms(variables, part, limits):
+    def count(index, value):
+      if quantizers[index].is_weight:
+        return None
+      low, negative_high = limits[index]
+      return calibrate.histogram(value, low, -negative_high)
+
+    return collect(count, variables, part)
+
+  counts = [histograms(variables, part, limits) for part in chunks]
+  counts = jax.tree.map(lambda *x: sum(x), *counts)
+
+  ranges = []
+  for i, quantizer in enumerate(quantizers):
+    if quantizer.is_weight:
+      axes = quantizer.channel_axes
+      ranges.append(
+        calibrate.weight_range(weights[i], axes, method, scheme, percentile)
+      )
+    else:
+      low, high = limits[i][0], -limits[i][1]
+      ranges.append(
+        calibrate.activation_range(low, high, counts[i], method, percentile)
+      )
+  return tuple(ranges)
+
+
+def _check(name: str, value: str, choices: Sequence[str]) -> None:
+  if value not in choices:
+    raise InputError(
+      f'{name} is {value!r}; the choices are {", ".join(choices)}'
+    )
+
+
+def quantize(
+  apply: Callable[[PyTree, Array], PyTree],
+  variables: PyTree,
+  images: Array,
+  *,
+  also: Sequence[str] = (),
+  calibration: str = 'least_squares',
+  weight_scheme: str = 'symmetric',
+  percentile: float = 99.99,
+  chunk: int = 64,
+) -> Quantized:
+  """The quantizers of a function, and the function with bits as an argument.
+
+  Every tensor that a convolution or matrix product consumes gets a uniform
+  quantizer: weights symmetric, with a scale for each output channel;
+  activations affine, with one scale a tensor, unsigned where they have no
+  negative values. The function need not know: it is traced, and its trace is
+  run with the quantizers in place. It may be the `apply` of a Flax module, a
+  merged nnx model or any pure function.
+
+  The bits are traced data, so one compiled program serves every
+  configuration. A quantizer at more than 16 bits is the identity. Gradients
+  pass straight through the rounding (see `fake_quant`).
+
+  Args:
+    apply: (variables, images) -> outputs. Its trace must not depend on the
+      number of images other than in shapes.
+    variables: a pytree of arrays; weights come from here or from constants
+      that the function captured.
+    images: [B, ...], a sample that calibrates the ranges.
+    also: operations beside matrix products whose operands are quantized too:
+      `add`, sums of two branches, and `pool`, sums over windows or over all
+      positions. With both, NEMO's counts of quantizers come out.
+    calibration: `least_squares` error, `min_max` or `percentile`.
+    weight_scheme: `symmetric`, or `asymmetric`, the paper's: affine weights
+      with one scale a tensor.
+    percentile: per cent of the values within range, for that method.
+    chunk: images that calibration runs at once.
+
+  Raises:
+    InputError: an option is unknown, there is no image, or nothing in the
+      function is quantizable.
+    NotImplementedError: a matrix product of the images lies where it cannot
+      be reached, such as the body of a `scan`.
+  """
+  _check('calibration', calibration, calibrate.METHODS)
+  _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
+  for kind in also:
+    _check('an entry of also', kind, graph_lib.OPTIONAL_KINDS)
+  if not len(images):
+    raise InputError('quantize needs at least one image to calibrate with')
+  images = jnp.asarray(images)
+  analysis = _trace(apply, variables, images[:chunk], also).analysis
+  if not analysis.quantizers:
+    raise InputError(
+      'nothing to quantize: no convolution or matrix product of the images'
+    )
+  calibrated = _calibrate(
+    apply,
+    variables,
+    images,
+    also,
+    analysis,
+    calibration,
+    weight_scheme,
+    percentile,
+    chunk,
+  )
+
+  def quantized_apply(variables, images, bits, ranges=calibrated):
+    if jnp.shape(bits) != (len(analysis.quantizers),):
+      raise InputError(
+        f'bits has shape {jnp.shape(bits)}; there are '
+        f'{len(analysis.quantizers)} quantizers'
+      )
+
+    def visit(site, value):
+      width = bits[site.quantizer]
+      scale, zero_point = ranges[site.quantizer].at(width)
+      return fake_quant_lib.fake_quant(value, scale, zero_point, width)
+
+    trace = _trace(apply, variables, images, also)
+    return _run(trace, variables, images, visit)
+
+  leaves = jax.tree.leaves(variables)
+  sizes = [
+    x.size if jnp.issubdtype(x.dtype, jnp.floating) else 0 for x in leaves
+  ]
+  affine_weights = weight_scheme == 'asymmetric'
+  return Quantized(
+    apply=quantized_apply,
+    ranges=calibrated,
+    quantizers=analysis.quantizers,
+    operations=analysis.operations,
+    sequential_graph=graph_lib.sequential_graph(analysis),
+    data_flow_graph=graph_lib.data_flow_graph(analysis),
+    costs=costs_lib.count(
+      analysis,
+      sizes,
+      [table.scale[0].size for table in calibrated],
+      [affine_weights or not q.is_weight for q in analysis.quantizers],
+    ),
+  )

@@ -1,0 +1,132 @@
+"""Boltzmann chromosomes: a table of priors and temperatures per decision."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax import variation
+from nemo_jax.base import Array, Problem, Species
+
+
+class Genotype(NamedTuple):
+  """Choice ~ softmax(prior / temperature), independently at every node."""
+
+  prior: Array  # [P, N, K] float32
+  log_temperature: Array  # [P, N] float32
+
+
+class State(NamedTuple):
+  """Parents, run parallel to the population, and the last offspring."""
+
+  parents: Genotype
+  offspring: Genotype
+  rank: Array  # [P] float32, +inf where the row is not this species'
+  own: Array  # [P] bool
+  guests: Array  # [P, N] int32, choices of the whole population
+  guest_rank: Array  # [P] float32
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  crossover_rate: float = 0.5,
+  guest_rate: float = 0.3,
+  std: float = 1.0,
+) -> Species:
+  """A species of distributions, of which every offspring is a sample.
+
+  EGRL (arXiv 2007.07298). As there, chromosomes are also seeded from the
+  solutions of other species: a mate may be a guest, a member of the whole
+  population, whose chromosome is the one that would choose as it did at all
+  nodes but about two. Rates are not in the paper.
+
+  Args:
+    problem: what is searched.
+    population_size: P.
+    crossover_rate: share of the offspring that have two parents.
+    guest_rate: share of the offspring whose first parent is a guest.
+    std: of the noise on a mutated node's priors.
+  """
+  nodes, choices = problem.allowed.shape
+  shape = (population_size, nodes, choices)
+  # With this prior at temperature 1 a node keeps its choice so often that two
+  # in the whole graph are drawn anew.
+  stay = 1 - min(2 / nodes, 0.5)
+  peak = jnp.log(stay / (1 - stay) * max(choices - 1, 1))
+
+  def fresh(key):
+    prior = jax.random.normal(key, shape, jnp.float32)
+    return Genotype(prior, jnp.zeros(shape[:2], jnp.float32))
+
+  def init(key):
+    return State(
+      parents=fresh(key),
+      offspring=fresh(key),
+      rank=jnp.full(population_size, jnp.inf, jnp.float32),
+      own=jnp.ones(population_size, bool),
+      guests=jnp.zeros(shape[:2], jnp.int32),
+      guest_rank=jnp.full(population_size, jnp.inf, jnp.float32),
+    )
+
+  def cross(key, rate, one, two):
+    """Nodes of the second parent in a share `rate` of the offspring."""
+    key_row, key_node = jax.random.split(key)
+    rows = jax.random.bernoulli(key_row, rate, (population_size, 1))
+    taken = rows & jax.random.bernoulli(key_node, 0.5, shape[:2])
+    return Genotype(
+      jnp.where(taken[..., None], two.prior, one.prior),
+      jnp.where(taken, two.log_temperature, one.log_temperature),
+    )
+
+  def mutate(key, genotype):
+    key_where, key_prior, key_heat = jax.random.split(key, 3)
+    where = jax.random.bernoulli(key_where, 1 / nodes, shape[:2])
+    noise = std * jax.random.normal(key_prior, shape)
+    heat = 0.2 * jax.random.normal(key_heat, shape[:2])
+    return Genotype(
+      genotype.prior + jnp.where(where[..., None], noise, 0),
+      jnp.clip(genotype.log_temperature + jnp.where(where, heat, 0), -3, 3),
+    )
+
+  def ask(key, state):
+    keys = jax.random.split(key, 7)
+    one, two = (
+      variation.tournament(k, state.rank, state.own) for k in keys[:2]
+    )
+    first = jax.tree.map(lambda x: x[one], state.parents)
+    second = jax.tree.map(lambda x: x[two], state.parents)
+    known = jnp.isfinite(state.guest_rank)
+    guest = state.guests[variation.tournament(keys[2], state.guest_rank, known)]
+    invited = jax.random.bernoulli(keys[3], guest_rate, (population_size,))
+    invited &= jnp.any(known)
+    first = Genotype(
+      jnp.where(
+        invited[:, None, None],
+        peak * jax.nn.one_hot(guest, choices),
+        first.prior,
+      ),
+      jnp.where(invited[:, None], 0.0, first.log_temperature),
+    )
+    child = mutate(keys[4], cross(keys[5], crossover_rate, first, second))
+    logits = child.prior / jnp.exp(child.log_temperature)[..., None]
+    logits = jnp.where(problem.allowed, logits, -jnp.inf)
+    sample = jax.random.categorical(keys[6], logits).astype(jnp.int32)
+    return sample, state._replace(offspring=child)
+
+  def tell(key, state, feedback):
+    del key
+    parents = jax.tree.map(
+      lambda old, new: jnp.concatenate([old, new])[feedback.source],
+      state.parents,
+      state.offspring,
+    )
+    return state._replace(
+      parents=parents,
+      rank=jnp.where(feedback.own, feedback.rank, jnp.inf),
+      own=feedback.own,
+      guests=feedback.population.choices,
+      guest_rank=feedback.rank,
+    )
+
+  return Species(init, ask, tell)

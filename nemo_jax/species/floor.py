@@ -1,0 +1,11 @@
+"""Floor-rounding direct search: biased to compression."""
+
+import jax.numpy as jnp
+
+from nemo_jax.base import Problem, Species
+from nemo_jax.species import direct
+
+
+def make(problem: Problem, population_size: int) -> Species:
+  """NEMO's second species: `direct`, but rounded down to the choice below."""
+  return direct.make(problem, population_size, rounding=jnp.floor)

@@ -1,0 +1,15 @@
+"""A GCN over the problem's graph, its weights evolved."""
+
+from nemo_jax import networks, neuroevolution
+from nemo_jax.base import Problem, Species
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  algorithm: str = 'SSNE',
+  hidden: int = 16,
+) -> Species:
+  """One of NEMO's species of networks; see `neuroevolution.make`."""
+  network = networks.GCN(problem.allowed.shape[1], hidden)
+  return neuroevolution.make(problem, population_size, network, algorithm)

@@ -1,0 +1,99 @@
+"""Sub-structure neuroevolution (SSNE) as an evosax algorithm.
+
+The evolutionary operators of NEMO's graph neural networks (arXiv 2106.07611),
+after Khadka and Tumer 2018 and EGRL (arXiv 2007.07298): a network's tensors
+are crossed and mutated one by one.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from evosax.algorithms.population_based import base
+from evosax.core.fitness_shaping import identity_fitness_shaping_fn
+from flax import struct
+
+from nemo_jax import variation
+
+
+@struct.dataclass
+class State(base.State):
+  """Population [P, D] and fitness [P]; nothing beside evosax's own."""
+
+
+@struct.dataclass
+class Params(base.Params):
+  """Rates of the operators; the paper's values were not recovered.
+
+  Attributes:
+    mut_dist: probability that a tensor is mutated.
+    cr_dist: probability that a tensor is crossed with that of the mate.
+    std: of the Gaussian noise, in units of the tensor's own spread.
+  """
+
+  mut_dist: float = 0.5
+  cr_dist: float = 0.3
+  std: float = 0.3
+
+
+class SSNE(base.PopulationBasedAlgorithm):
+  """Tournament selection; crossover and mutation tensor by tensor."""
+
+  def __init__(
+    self,
+    population_size: int,
+    solution: base.Solution,
+    fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
+    metrics_fn: Callable = base.metrics_fn,
+  ):
+    super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
+    sizes = [leaf.size for leaf in jax.tree.leaves(solution)]
+    self.num_tensors = len(sizes)
+    # Which tensor each of the D weights belongs to.
+    self.tensor = np.repeat(np.arange(len(sizes)), sizes)
+
+  @property
+  def _default_params(self) -> Params:
+    return Params()
+
+  def _init(self, key: jax.Array, params: Params) -> State:
+    del key, params
+    return State(
+      population=jnp.full((self.population_size, self.num_dims), jnp.nan),
+      fitness=jnp.full(self.population_size, jnp.inf),
+      best_solution=jnp.full(self.num_dims, jnp.nan),
+      best_fitness=jnp.inf,
+      generation_counter=0,
+    )
+
+  def _by_tensor(self, key: jax.Array, rate: float) -> jax.Array:
+    """bool[P, D]: each tensor of each member with probability `rate`."""
+    shape = (self.population_size, self.num_tensors)
+    return jax.random.bernoulli(key, rate, shape)[:, self.tensor]
+
+  def _spread(self, population: jax.Array) -> jax.Array:
+    """float[P, D]: root mean square of the tensor that a weight is part of."""
+    square = jax.vmap(
+      lambda x: jax.ops.segment_sum(x**2, self.tensor, self.num_tensors)
+    )(population)
+    size = np.bincount(self.tensor, minlength=self.num_tensors)
+    # A tensor of zeros, such as a fresh bias, is moved on a scale of 0.1.
+    return jnp.maximum(jnp.sqrt(square / size), 0.1)[:, self.tensor]
+
+  def _ask(self, key, state, params):
+    keys = jax.random.split(key, 6)
+    everyone = jnp.ones(self.population_size, bool)
+    pick = lambda k: variation.tournament(k, state.fitness, everyone)
+    child, mate = (state.population[pick(k)] for k in keys[:2])
+    shape = child.shape
+    swapped = self._by_tensor(keys[2], params.cr_dist)
+    swapped &= jax.random.bernoulli(keys[3], 0.5, shape)
+    child = jnp.where(swapped, mate, child)
+    noise = jax.random.normal(keys[4], shape) * self._spread(child)
+    mutated = self._by_tensor(keys[5], params.mut_dist)
+    return child + mutated * params.std * noise, state
+
+  def _tell(self, key, population, fitness, state, params):
+    del key, params
+    return state.replace(population=population, fitness=fitness)

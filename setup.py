@@ -1,0 +1,51 @@
+"""Packaging of nemo_jax; requirements.txt pins the versions tested."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+INIT = (HERE / 'nemo_jax' / '__init__.py').read_text()
+
+setuptools.setup(
+  name='nemo_jax',
+  version=re.search(r"__version__ = '(.+)'", INIT).group(1),
+  description=(
+    'Mixed-precision quantization in JAX by multi-objective neuroevolution'
+  ),
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['nemo_jax', 'nemo_jax.*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py>=2.1',
+    'evosax>=0.3',
+    'flax>=0.12',
+    'jax>=0.10',
+    'jraph>=0.0.6.dev0',
+    'matplotlib>=3.9',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.20',
+    'scikit-learn>=1.5',
+    'tensorflow-datasets>=4.9.8',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda12]'],
+    'tpu': ['jax[tpu]'],
+    # The experiments that compare methods report confidence intervals.
+    'compare': ['scipy>=1.14'],
+    'test': [
+      'hypothesis>=6.100',
+      'moocore>=0.2',
+      'pymoo>=0.6.1',
+      'pytest>=8',
+      'pytest-xdist>=3.6',
+      'ruff>=0.12',
+      'scipy>=1.14',
+    ],
+  },
+)
