@@ -43,6 +43,11 @@ flags.DEFINE_list(
   'method is compared with each of the others',
 )
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
+flags.register_validator(
+  'seeds',
+  lambda words: all(word.isdecimal() for word in words),
+  'whole numbers, such as 0,1,2',
+)
 flags.DEFINE_list(
   'objectives',
   list(mixed_precision.DEFAULT_OBJECTIVES),
@@ -125,8 +130,8 @@ def table(results: dict, uniform: dict, methods, seeds) -> str:
 def run() -> None:
   """The experiment."""
   for method in FLAGS.methods:
-    for name in method.split('+'):
-      species_lib.find(name)
+    builders = [species_lib.find(name) for name in method.split('+')]
+    nemo.check_size(FLAGS.population, len(builders))
   mixed_precision.check_options(
     FLAGS.objectives, mixed_precision.DEFAULT_BIT_WIDTHS
   )

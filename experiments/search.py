@@ -87,6 +87,11 @@ flags.DEFINE_integer(
   'batch_size', None, 'candidates evaluated at once; one by one if absent', 1
 )
 flags.DEFINE_float('exploration', 1.0, 'weight of the confidence bonus', 0.0)
+flags.register_validator(
+  'bit_widths',
+  lambda words: all(word.isdecimal() for word in words),
+  'whole numbers, such as 2,4,8',
+)
 flags.DEFINE_string('workdir', 'runs/digits', 'where the run is kept')
 flags.DEFINE_string('cache', 'runs/cache', 'where trained weights are kept')
 
@@ -229,7 +234,7 @@ def summarise(workdir: str) -> None:
       f'together {front["uniform_hypervolume"]:.4f}'
     )
   print(f'front     {os.path.join(workdir, "front.json")}')
-  for path in pictures:
+  for path in filter(None, pictures):
     print(f'picture   {path}')
 
 
@@ -240,6 +245,7 @@ def run() -> None:
     generations = max(FLAGS.evaluations // FLAGS.population, 1)
   widths = [int(b) for b in FLAGS.bit_widths]
   builders = [species_lib.find(name) for name in FLAGS.species]
+  nemo.check_size(FLAGS.population, len(builders))
   mixed_precision.check_options(FLAGS.objectives, widths)
   runs.check_flags(FLAGS.workdir, run_flags())
   workload = workloads.load(FLAGS.workload, FLAGS.cache)

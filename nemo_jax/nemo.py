@@ -40,6 +40,15 @@ class State(NamedTuple):
   failures: Array  # int32[], evaluations that came back NaN
 
 
+def check_size(population_size: int, species: int) -> None:
+  """Raises `InputError` unless there are two places for each species."""
+  if not species or population_size < 2 * species:
+    raise InputError(
+      f'a population of {population_size} is too small for {species} '
+      'species: each needs two places'
+    )
+
+
 def init(
   key: Array,
   problem: Problem,
@@ -52,11 +61,7 @@ def init(
   Raises:
     InputError: fewer than two places for a species.
   """
-  if not species or population_size < 2 * len(species):
-    raise InputError(
-      f'a population of {population_size} is too small for {len(species)} '
-      'species: each needs two places'
-    )
+  check_size(population_size, len(species))
   nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]
   shares = jnp.full(len(species), 1 / len(species))
   owners = _owners(_apportion(shares, population_size), population_size)

@@ -85,23 +85,34 @@ def nondominated_rank(
   return ranks if mask is None else jnp.where(mask, ranks, n)
 
 
+def _mix(words: Array) -> Array:
+  """uint32, every bit of a word spread over all others (murmur3)."""
+  words ^= words >> 16
+  words *= jnp.uint32(0x85EBCA6B)
+  words ^= words >> 13
+  words *= jnp.uint32(0xC2B2AE35)
+  return words ^ (words >> 16)
+
+
 def duplicated(rows: Array, mask: Array | None = None) -> Array:
   """bool[n]: an earlier valid row of `rows [n, k]` is equal to this one.
 
   Rows are grouped by a 64-bit hash and then compared with their neighbour, so
   rows that differ are never called equal. Masked rows are never duplicates.
   """
-  n, k = rows.shape
+  n = rows.shape[0]
   mask = jnp.ones(n, bool) if mask is None else mask
-  words = rows
-  if jnp.issubdtype(rows.dtype, jnp.floating):
-    # -0.0 equals 0.0 but has other bits; adding 0.0 makes them one.
-    words = (rows + 0.0).astype(jnp.float32).view(jnp.int32)
-  odd = np.random.default_rng(0).integers(0, 2**31, (2, k)) * 2 + 1
-  hashes = [
-    jnp.sum(words.astype(jnp.uint32) * jnp.asarray(h, jnp.uint32), axis=-1)
-    for h in odd
-  ]
+  # -0.0 equals 0.0 but has other bits.
+  words = jnp.where(rows == 0, jnp.zeros_like(rows), rows)
+  if rows.dtype.itemsize < 4:
+    floating = jnp.issubdtype(rows.dtype, jnp.floating)
+    words = words.astype(jnp.float32 if floating else jnp.int32)
+  # The low bits of round floats are all zero, and a sum of products of such
+  # words would keep them so.
+  words = _mix(words.view(jnp.uint32))
+  size = (2, words.shape[-1])
+  odd = np.random.default_rng(0).integers(0, 2**31, size) * 2 + 1
+  hashes = [jnp.sum(words * jnp.asarray(h, jnp.uint32), axis=-1) for h in odd]
   order = jnp.lexsort((jnp.arange(n), *hashes, ~mask))
   ordered = rows[order]
   equal = jnp.all(ordered[1:] == ordered[:-1], axis=-1)
@@ -179,8 +190,7 @@ def r2(
   gap = jnp.abs(_clean(objectives, mask) - ideal)
 
   def nearest(weight):
-    # A weight of zero takes no notice of an objective, even of an infinite one
-    # where the row is valid; rows that are all infinite stay out of reach.
+    # Zero times infinity is no number; rows that hold one are out of reach.
     distance = jnp.max(jnp.where(weight > 0, weight * gap, 0), axis=-1)
     unusable = jnp.any(jnp.isinf(gap), axis=-1)
     return jnp.min(jnp.where(unusable, jnp.inf, distance))
@@ -265,6 +275,10 @@ def hyperplane_normalize(
   intercepts = 1 / plane
   fits = jnp.all(jnp.abs(extremes @ plane - 1) < 1e-5)
   fits &= jnp.all(intercepts > 1e-6)
+  # Where extreme points coincide, rounding makes up a plane that fits.
+  scaled = extremes / (worst - ideal)
+  scaled /= jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+  fits &= jnp.abs(jnp.linalg.det(scaled)) > 1e-5
   nadir = jnp.where(fits, jnp.minimum(ideal + intercepts, worst), front_worst)
   nadir = jnp.where(nadir - ideal <= 1e-6, worst, nadir)
   span = nadir - ideal
@@ -288,7 +302,8 @@ def associate(normalized: Array, directions: Array) -> tuple[Array, Array]:
     nearest = jnp.argmin(distance)
     return nearest.astype(jnp.int32), distance[nearest]
 
-  niche, distance = jax.vmap(one_row)(rows)
+  # In batches, so that no [n, W, M] array exists.
+  niche, distance = jax.lax.map(one_row, rows, batch_size=256)
   niche = jnp.where(usable, niche, 0)
   return niche, jnp.where(usable, distance, jnp.inf)
 
@@ -335,8 +350,6 @@ def nsga3_order(
   ranks = nondominated_rank(objectives, usable)
   normalized = hyperplane_normalize(objectives, ranks, usable)
   niche, distance = associate(normalized, directions)
-  # Rows out of the running must not fill up a niche.
-  niche = jnp.where(usable, niche, directions.shape[0])
   return niching_order(key, ranks, niche, distance)
 
 

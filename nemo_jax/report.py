@@ -39,28 +39,30 @@ def _columns(points: Sequence[dict]) -> np.ndarray:
 
 
 def plot_front(workdir: str | os.PathLike, front: dict[str, Any]):
-  """The front in the space of its first three objectives, and the uniform."""
+  """The front in the space of its first three objectives; None if it has two.
+
+  Performance goes up and the costs span the floor, as in NEMO's figure.
+  """
   names = front['objective_names']
+  if len(names) < 3:
+    return None
   values, uniform = _columns(front['points']), _columns(front['uniform'])
   figure = plt.figure(figsize=(7.5, 6))
   axes = figure.add_subplot(projection='3d')
-  # Performance goes up; the costs span the floor, as in NEMO's figure.
-  x, y, z = (1, 2, 0) if len(names) > 2 else (1, 1, 0)
   dots = axes.scatter(
-    values[:, x], values[:, y], values[:, z], c=values[:, z], cmap='viridis_r'
+    values[:, 1], values[:, 2], values[:, 0], c=values[:, 0], cmap='viridis_r'
   )
-  axes.plot(
-    uniform[:, x], uniform[:, y], uniform[:, z], 'k^--', lw=1, label='uniform'
-  )
-  axes.set_xlabel(_label(names[x]))
-  axes.set_ylabel(_label(names[y]))
-  axes.set_zlabel(_label(names[z]))
+  columns = (uniform[:, 1], uniform[:, 2], uniform[:, 0])
+  axes.plot(*columns, 'k^--', lw=1, label='uniform')
+  axes.set_xlabel(_label(names[1]), labelpad=8)
+  axes.set_ylabel(_label(names[2]), labelpad=8)
+  axes.set_zlabel(_label(names[0]))
   for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
     axis.set_major_locator(plt.MaxNLocator(5))
   axes.view_init(elev=24, azim=-128)
   axes.legend(loc='upper right')
   bar = figure.colorbar(dots, ax=axes, shrink=0.6, pad=0.12)
-  bar.set_label(_label(names[z]))
+  bar.set_label(_label(names[0]))
   axes.set_title(f'{front["workload"]}: Pareto front, {len(values)} points')
   return _save(figure, workdir, 'front_3d.png')
 
@@ -116,16 +118,18 @@ def plot_species(
     for i, name in enumerate(front['species']):
       panel.plot(generations, rows[:, i], color=f'C{i}', label=name)
     panel.set_title(title)
-  axes[-1].plot(generations, [m['hypervolume'] for m in metrics], 'k')
-  axes[-1].axhline(
-    front['uniform_hypervolume'], color='k', ls='--', lw=1, label='uniform'
-  )
-  axes[-1].set_title('hypervolume of the front')
+  if front['uniform_hypervolume'] is None:
+    axes[-1].remove()
+  else:
+    level = front['uniform_hypervolume']
+    axes[-1].plot(generations, [m['hypervolume'] for m in metrics], 'k')
+    axes[-1].axhline(level, color='k', ls='--', lw=1, label='uniform')
+    axes[-1].set_title('hypervolume of the front')
+    axes[-1].legend(fontsize=8)
   for panel in axes:
     panel.set_xlabel('generation')
     panel.grid(alpha=0.3)
   axes[0].legend(fontsize=8)
-  axes[-1].legend(fontsize=8)
   figure.tight_layout()
   return _save(figure, workdir, 'species.png')
 

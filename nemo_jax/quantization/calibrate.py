@@ -122,7 +122,9 @@ def weight_range(
     low = jnp.min(weight, axis=axes, keepdims=True)
     high = jnp.max(weight, axis=axes, keepdims=True)
   scheme = 'symmetric' if scheme == 'symmetric' else 'affine'
-  return _range(weight, 1.0, low, high, axes, scheme, method)
+  table = _range(weight, 1.0, low, high, axes, scheme, method)
+  # A lone scale is a scalar, for a weight that is seen in several ranks.
+  return table if keep else Range(*(jnp.ravel(column) for column in table))
 
 
 def histogram(values: Array, low: Array, high: Array) -> Array:
@@ -153,9 +155,9 @@ def activation_range(
   centers = low + width * (jnp.arange(BINS) + 0.5)
   if method == 'percentile':
     tail = (100 - percentile) / 200
-    share = jnp.cumsum(counts / jnp.sum(counts))
-    low = low + width * jnp.searchsorted(share, tail)
-    high = low + width * (jnp.searchsorted(share, 1 - tail) + 1)
+    share = jnp.cumsum(counts) / jnp.sum(counts)
+    first, last = jnp.searchsorted(share, jnp.asarray([tail, 1 - tail]))
+    low, high = low + width * first, low + width * (last + 1)
   low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
   bounds = (jnp.reshape(low, (1,)), jnp.reshape(high, (1,)))
   table = _range(centers, counts, *bounds, (0,), 'affine', method)

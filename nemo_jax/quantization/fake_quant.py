@@ -32,8 +32,10 @@ def encode(x: Array, scale: Array, zero_point: Array, bits: Array) -> Array:
   Symmetric signed quantization is the case z = 2^(b-1), unsigned z = 0, so
   one formula serves all; Jacob et al. 2018, equation 1.
   """
-  code = round_ste(x.astype(jnp.float32) / scale) + zero_point
-  return jnp.clip(code, 0, largest_code(bits))
+  last = largest_code(bits)
+  code = x.astype(jnp.float32) / scale
+  # Clipped before it is rounded, as in LSQ, which sets where gradients stop.
+  return round_ste(jnp.clip(code, -zero_point, last - zero_point)) + zero_point
 
 
 def fake_quant(x: Array, scale: Array, zero_point: Array, bits: Array) -> Array:

@@ -291,7 +291,7 @@ def analyze(
     NotImplementedError: a matrix product of the images lies where it cannot
       be reached, such as the body of a `scan`.
   """
-  avals, taken = program.avals, set()
+  avals, taken, taken_by_operations = program.avals, set(), set()
   values, consumers = _propagate(program, len(leaf_names), also)
   order = {equation: i for i, equation in enumerate(consumers)}
   index_of, layouts = {}, {}  # by root slot; by quantizer
@@ -324,7 +324,7 @@ def analyze(
     if static:
       weight = weight_name(ins[static[0]])
       name = weight.rpartition('/')[0] or weight
-    name = _unique(name, taken)
+    name = _unique(name, taken_by_operations)
     tails = ('input',) if len(active) == 1 else ('lhs', 'rhs')
     ids = []
     for i, tail in zip(active, tails, strict=True):

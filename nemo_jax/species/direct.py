@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax import variation
-from nemo_jax.base import Array, Problem, Species
+from nemo_jax.base import Array, Population, Problem, Species
 
 
 class State(NamedTuple):
@@ -14,8 +14,9 @@ class State(NamedTuple):
 
   parents: Array  # [P, N] float32, each in [0, K - 1]
   offspring: Array  # [P, N] float32
-  rank: Array  # [P] float32, +inf where the row is not this species'
-  own: Array  # [P] bool
+  own: Array  # [P] bool, the rows that are this species'
+  population: Population  # of all species
+  rank: Array  # [P] float32, of the population, +inf where not evaluated
 
 
 def make(
@@ -25,38 +26,64 @@ def make(
   crossover_eta: float = 15.0,
   crossover_rate: float = 0.9,
   mutation_eta: float = 20.0,
+  guest_rate: float = 0.5,
 ) -> Species:
   """A species of real vectors under SBX and polynomial mutation.
 
   NEMO's first species; the operators are those of NSGA-II with their usual
   settings. The vector lives on the index of the choices, 0 to K - 1, which
-  for consecutive bit-widths is the paper's range of bits.
+  for consecutive bit-widths is the paper's range of bits. Beyond the paper, a
+  parent may be a guest, a member of another species, read as the vector in
+  the middle of its choices.
 
   Args:
     problem: what is searched.
     population_size: P.
-    rounding: from a real index to a whole one.
+    rounding: from a real index to a whole one, `jnp.round` or `jnp.floor`.
     crossover_eta: distribution index of SBX; large stays near the parents.
     crossover_rate: share of the offspring that have two parents.
     mutation_eta: distribution index of the mutation.
+    guest_rate: probability that a parent is drawn from all species rather
+      than from this one; 0 is the paper's species.
   """
   nodes, choices = problem.allowed.shape
   shape = (population_size, nodes)
   top = float(choices - 1)
+  middle = 0.5 if rounding is jnp.floor else 0.0
 
   def init(key):
     del key
+    empty = Population(
+      choices=jnp.zeros(shape, jnp.int32),
+      objectives=jnp.full(
+        (population_size, problem.ideal.shape[0]), jnp.inf, jnp.float32
+      ),
+      species=jnp.full(population_size, -1, jnp.int32),
+    )
     return State(
       parents=jnp.zeros(shape, jnp.float32),
       offspring=jnp.zeros(shape, jnp.float32),
-      rank=jnp.full(population_size, jnp.inf, jnp.float32),
       own=jnp.zeros(population_size, bool),
+      population=empty,
+      rank=jnp.full(population_size, jnp.inf, jnp.float32),
     )
+
+  def select(key, state):
+    """[P, N] float32: parents, won in tournaments among own or all rows."""
+    key_own, key_all, key_guest = jax.random.split(key, 3)
+    rank = jnp.where(state.own, state.rank, jnp.inf)
+    own = state.parents[variation.tournament(key_own, rank, state.own)]
+    known = jnp.isfinite(state.rank)
+    guest = variation.tournament(key_all, state.rank, known)
+    vector = jnp.minimum(state.population.choices[guest] + middle, top)
+    # A guest that is of this species needs no reading.
+    vector = jnp.where(state.own[guest][:, None], state.parents[guest], vector)
+    invited = jax.random.bernoulli(key_guest, guest_rate, shape[:1])
+    return jnp.where((invited & jnp.any(known))[:, None], vector, own)
 
   def ask(key, state):
     keys = jax.random.split(key, 6)
-    pick = lambda k: variation.tournament(k, state.rank, state.own)
-    first, second = (state.parents[pick(k)] for k in keys[:2])
+    first, second = select(keys[0], state), select(keys[1], state)
     child = variation.sbx(keys[2], first, second, 0.0, top, crossover_eta)
     crossed = jax.random.bernoulli(keys[3], crossover_rate, shape[:1])
     child = jnp.where(crossed[:, None], child, first)
@@ -72,10 +99,12 @@ def make(
   def tell(key, state, feedback):
     del key
     both = jnp.concatenate([state.parents, state.offspring])
-    return state._replace(
+    return State(
       parents=both[feedback.source],
-      rank=jnp.where(feedback.own, feedback.rank, jnp.inf),
+      offspring=state.offspring,
       own=feedback.own,
+      population=feedback.population,
+      rank=feedback.rank,
     )
 
   return Species(init, ask, tell)

@@ -21,7 +21,7 @@ import sklearn.datasets
 import sklearn.model_selection
 import tqdm
 
-from nemo_jax.base import Array, PyTree
+from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.workloads import Images, Workload
 
 NUM_CLASSES = 10
@@ -131,8 +131,13 @@ def load(cache: str | os.PathLike) -> Workload:
   train_images, search, test = split()
   path = _weights_file(cache)
   if path.exists():
-    with np.load(path, allow_pickle=False) as stored:
-      flat = dict(stored)
+    try:
+      with np.load(path, allow_pickle=False) as stored:
+        flat = dict(stored)
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+      raise InputError(
+        f'{path} is damaged ({error}); delete it to train again'
+      ) from error
     variables = flax.traverse_util.unflatten_dict(flat, sep='/')
   else:
     variables = jax.device_get(train(train_images))
@@ -141,6 +146,7 @@ def load(cache: str | os.PathLike) -> Workload:
     # Written aside and renamed, so that a kill leaves no half a file.
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
       np.savez(file, **flat)
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
   return Workload(
     name='digits',

@@ -1,0 +1,206 @@
+"""The digits workload, and mixed precision on it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nemo_jax import InputError, mixed_precision, quantize, workloads
+from nemo_jax.evaluate import evaluate
+from nemo_jax.quantization import costs
+
+UNIFORM_8 = 6  # index of 8 bits among 2..8
+
+
+@pytest.fixture(scope='module')
+def quantized(digits):
+  return quantize(digits.apply, digits.variables, digits.train.images[:128])
+
+
+@pytest.fixture(scope='module')
+def problem(digits, quantized):
+  return mixed_precision.make_problem(
+    quantized,
+    digits.variables,
+    *digits.search,
+    objectives=mixed_precision.OBJECTIVES,
+  )
+
+
+@pytest.fixture(scope='module')
+def uniform(problem):
+  """Objectives [K, M] of the uniform configurations, by name."""
+  values = jax.jit(evaluate)(problem, mixed_precision.uniform(problem))
+  names = problem.objective_names
+  return dict(zip(names, np.asarray(values).T, strict=True))
+
+
+def test_the_network_is_accurate_on_images_it_never_saw(digits):
+  logits = jax.jit(digits.apply)(digits.variables, digits.test.images)
+  error = mixed_precision.topk_error(logits, digits.test.labels, 1)
+  assert float(error) <= 0.03
+
+
+def test_images_of_the_three_uses_are_apart(digits):
+  rows = [
+    {image.tobytes() for image in part.images}
+    for part in (digits.train, digits.search, digits.test)
+  ]
+  assert not rows[0] & rows[1]
+  assert not rows[0] & rows[2]
+  assert not rows[1] & rows[2]
+  assert sum(map(len, rows)) == 1797
+
+
+def test_classes_are_in_balance(digits):
+  for part in (digits.train, digits.search, digits.test):
+    counts = np.bincount(part.labels, minlength=10)
+    assert counts.max() - counts.min() <= 0.1 * len(part.labels)
+
+
+def test_layers_of_every_kind(quantized):
+  kinds = {operation.kind for operation in quantized.operations}
+  assert {'conv', 'depthwise', 'pointwise', 'dense'} <= kinds
+  assert len(quantized.quantizers) == 20
+
+
+def test_macs_by_hand(quantized):
+  by_hand = {
+    'stem': 64 * 9 * 1 * 16,
+    'block1_conv1': 64 * 9 * 16 * 16,
+    'block1_conv2': 64 * 9 * 16 * 16,
+    'block2_expand': 64 * 16 * 32,
+    'block2_depthwise': 16 * 9 * 32,
+    'block2_project': 16 * 32 * 32,
+    'block3_expand': 16 * 32 * 64,
+    'block3_depthwise': 16 * 9 * 64,
+    'block3_project': 16 * 64 * 32,
+    'classifier': 32 * 10,
+  }
+  assert {o.name: o.macs for o in quantized.operations} == by_hand
+
+
+def test_eight_bits_are_within_a_point_of_float(digits, quantized, problem):
+  choices = mixed_precision.uniform(problem)[UNIFORM_8:]
+  accuracy = mixed_precision.accuracy(
+    quantized, problem, digits.test.images, digits.test.labels, choices
+  )
+  plain = mixed_precision.float_point(
+    problem, digits.apply, digits.test.images, digits.test.labels
+  )
+  assert abs(accuracy[0] - plain['test_accuracy']) <= 0.01
+
+
+def test_beyond_sixteen_bits_the_network_is_the_float_one(digits, quantized):
+  bits = jnp.full(len(quantized.quantizers), 17)
+  images = digits.test.images
+  plain = jax.jit(digits.apply)(digits.variables, images)
+  same = jax.jit(quantized.apply)(digits.variables, images, bits)
+  np.testing.assert_array_equal(plain, same)
+
+
+def test_more_bits_are_closer_to_float(uniform):
+  assert np.all(np.diff(uniform['divergence']) < 0)
+  assert uniform['divergence'][UNIFORM_8] < 1e-3
+  assert np.all(uniform['top5_error'] <= uniform['top1_error'])
+
+
+def test_costs_of_the_objectives_are_the_exact_ones(uniform, quantized):
+  table = quantized.costs
+  for row, bits in enumerate(mixed_precision.DEFAULT_BIT_WIDTHS):
+    widths = np.full(len(quantized.quantizers), bits)
+    size = costs.model_size(table, widths) / (32 * table.parameters)
+    np.testing.assert_allclose(uniform['size'][row], size, rtol=1e-6)
+    np.testing.assert_allclose(
+      uniform['bit_operations'][row], bits**2 / 32**2, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+      uniform['bit_operations_larger'][row], bits / 32, rtol=1e-6
+    )
+
+
+def test_performance_is_that_of_numpy(digits, problem, quantized, uniform):
+  bits = jnp.full(len(quantized.quantizers), 4)
+  images, labels = digits.search
+  logits = np.asarray(
+    jax.jit(quantized.apply)(digits.variables, images, bits), np.float64
+  )
+  order = np.argsort(-logits, axis=1)
+  top1 = np.mean(order[:, 0] != labels)
+  top5 = np.mean((order[:, :5] != labels[:, None]).all(axis=1))
+  soft = lambda x: x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+  entropy = -np.mean(soft(logits)[np.arange(len(labels)), labels])
+  target = soft(np.asarray(digits.apply(digits.variables, images), np.float64))
+  divergence = (np.exp(target) * (target - soft(logits))).sum(axis=1).mean()
+  row = 2  # 4 bits
+  np.testing.assert_allclose(uniform['top1_error'][row], top1, atol=0.003)
+  np.testing.assert_allclose(uniform['top5_error'][row], top5, atol=0.003)
+  np.testing.assert_allclose(uniform['cross_entropy'][row], entropy, rtol=1e-3)
+  np.testing.assert_allclose(uniform['divergence'][row], divergence, rtol=1e-2)
+
+
+def test_a_network_that_says_nothing_scores_nothing():
+  labels = jnp.zeros(4, jnp.int32)
+  for value in (0.0, jnp.nan, jnp.inf):
+    logits = jnp.full((4, 10), value)
+    assert float(mixed_precision.topk_error(logits, labels, 1)) == 1.0
+
+
+def test_guessing_and_the_widest_bits_bound_the_reference(problem, uniform):
+  reference = dict(
+    zip(problem.objective_names, problem.reference.tolist(), strict=True)
+  )
+  assert reference['top1_error'] == pytest.approx(0.9)
+  assert reference['cross_entropy'] == pytest.approx(np.log(10))
+  for name in mixed_precision.COSTS:
+    assert uniform[name].max() < reference[name] < 1.2 * uniform[name].max()
+
+
+def test_one_program_evaluates_every_configuration(problem):
+  run = jax.jit(lambda problem, choices: evaluate(problem, choices))
+  for seed in range(3):
+    choices = jax.random.randint(jax.random.key(seed), (2, 20), 0, 7)
+    run(problem, choices)
+  assert run._cache_size() == 1
+
+
+def test_batches_of_candidates_score_the_same(problem):
+  choices = jax.random.randint(jax.random.key(0), (6, 20), 2, 7)
+  one = jax.jit(evaluate)(problem, choices)
+  run = jax.jit(functools.partial(evaluate, batch_size=4))
+  np.testing.assert_allclose(one, run(problem, choices), atol=5e-3)
+
+
+@pytest.mark.parametrize(
+  ('objectives', 'widths', 'words'),
+  [
+    (
+      ('error', 'size'),
+      (2, 8),
+      "objective 'error'; the choices are top1",
+    ),
+    (('top1_error',), (2, 8), 'two or more'),
+    (('size', 'size'), (2, 8), 'each once'),
+    (('top1_error', 'size'), (8, 2), 'ascending'),
+    (('top1_error', 'size'), (1, 8), 'from 2 to 16'),
+    (('top1_error', 'size'), (8,), 'two or more'),
+  ],
+)
+def test_options_that_cannot_be_searched(objectives, widths, words):
+  with pytest.raises(InputError, match=words):
+    mixed_precision.check_options(objectives, widths)
+
+
+def test_unknown_workloads_list_the_known(tmp_path):
+  with pytest.raises(InputError, match="unknown workload 'mnist'.*digits"):
+    workloads.load('mnist', tmp_path)
+
+
+def test_damaged_weights_are_named(tmp_path, cache, digits):
+  del digits  # only makes sure that there are weights
+  source = max(cache.glob('digits-*.npz'))
+  (tmp_path / source.name).write_bytes(source.read_bytes()[:1000])
+  with pytest.raises(InputError, match=f'{source.name}.*delete it'):
+    workloads.load('digits', tmp_path)

@@ -1,0 +1,341 @@
+"""NEMO's generation, on a problem that has nothing to do with quantization."""
+
+import functools
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import moocore
+import numpy as np
+import pytest
+
+from nemo_jax import nemo
+from nemo_jax import species as species_lib
+from nemo_jax.base import Species
+from tests import placement
+
+SIZE = 16
+step = jax.jit(nemo.step, static_argnames=('species', 'partitions'))
+
+
+class Diary(NamedTuple):
+  """A species' genotypes: a number for each proposal it ever made."""
+
+  parents: jax.Array  # [P] int32
+  asked: jax.Array  # [P] int32
+  made: jax.Array  # int32[]
+  feedback_rank: jax.Array
+  own: jax.Array
+
+
+def diarist(problem, size=SIZE, seed=0):
+  """Choices drawn from the number of a proposal, so that both must agree."""
+  nodes, _ = problem.allowed.shape
+  logits = jnp.where(problem.allowed, 0.0, -jnp.inf)
+
+  def choices_of(number):
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+  def init(key):
+    del key
+    none = jnp.full(size, -1, jnp.int32)
+    return Diary(
+      none,
+      none,
+      jnp.zeros((), jnp.int32),
+      jnp.full(size, jnp.inf),
+      jnp.zeros(size, bool),
+    )
+
+  def ask(key, state):
+    del key
+    asked = state.made + jnp.arange(size)
+    state = state._replace(asked=asked, made=state.made + size)
+    return jax.vmap(choices_of)(asked), state
+
+  def tell(key, state, feedback):
+    del key
+    both = jnp.concatenate([state.parents, state.asked])
+    return state._replace(
+      parents=both[feedback.source],
+      feedback_rank=feedback.rank,
+      own=feedback.own,
+    )
+
+  return Species(init, ask, tell), choices_of
+
+
+@pytest.fixture(scope='module')
+def problem():
+  return placement.placement_problem()
+
+
+@pytest.fixture(scope='module')
+def team(problem):
+  return tuple(species_lib.find(n)(problem, SIZE) for n in species_lib.names())
+
+
+@pytest.fixture(scope='module')
+def history(problem, team):
+  """States and metrics of twelve generations of all species."""
+  state = nemo.init(jax.random.key(0), problem, team, SIZE, archive_size=64)
+  states, metrics = [state], []
+  for _ in range(12):
+    state, measured = step(jax.random.key(1), state, problem, team)
+    states.append(state)
+    metrics.append(measured)
+  return states, metrics
+
+
+def objectives_of(problem, choices):
+  return jax.vmap(lambda c: problem.evaluate(problem.data, c))(choices)
+
+
+def test_every_species_searches_a_problem_of_another_kind(history, problem):
+  states, metrics = history
+  assert metrics[-1]['hypervolume'] > metrics[0]['hypervolume']
+  assert int(states[-1].evaluations.sum()) == 12 * SIZE
+  assert int(metrics[-1]['failures']) == 0
+
+
+def test_the_population_holds_what_its_choices_cost(history, problem):
+  for state in history[0][1:]:
+    living = np.isfinite(state.population.objectives).all(axis=1)
+    assert living.sum() >= SIZE // 2
+    truth = objectives_of(problem, state.population.choices)
+    np.testing.assert_allclose(
+      state.population.objectives[living], truth[living], rtol=1e-6
+    )
+
+
+def test_the_archive_is_a_front_and_only_grows_better(history, problem):
+  volume = 0.0
+  for state in history[0][1:]:
+    filled = np.isfinite(state.archive.objectives).all(axis=1)
+    points = np.asarray(state.archive.objectives[filled], np.float64)
+    assert moocore.is_nondominated(points, keep_weakly=False).all()
+    truth = objectives_of(problem, state.archive.choices[filled])
+    np.testing.assert_allclose(points, truth, rtol=1e-6)
+    new = float(nemo.hypervolume(problem, state.archive.objectives, filled))
+    assert new >= volume - 1e-6
+    volume = new
+
+
+def test_sizes_add_up_and_rows_of_a_species_lie_together(history):
+  for measured, state in zip(history[1], history[0][1:], strict=True):
+    assert int(measured['allocation'].sum()) == SIZE
+    assert int(measured['allocation'].min()) >= 2
+    assert np.all(np.diff(state.population.species) >= 0)
+
+
+def test_evaluations_of_a_species_are_its_sizes_added_up(history):
+  states, metrics = history
+  sizes = [np.bincount(states[0].population.species)]
+  sizes += [np.asarray(m['allocation']) for m in metrics[:-1]]
+  np.testing.assert_array_equal(states[-1].evaluations, np.sum(sizes, axis=0))
+
+
+def test_metrics_agree_with_the_state(history, problem):
+  state, measured = history[0][-1], history[1][-1]
+  filled = np.isfinite(state.archive.objectives).all(axis=1)
+  owners = np.asarray(state.archive.species)[filled]
+  share = np.bincount(owners, minlength=5) / filled.sum()
+  np.testing.assert_allclose(measured['front_share'], share, rtol=1e-6)
+  points = (state.archive.objectives - problem.ideal) / (
+    problem.reference - problem.ideal
+  )
+  exact = moocore.hypervolume(np.asarray(points[filled]), ref=np.ones(3))
+  np.testing.assert_allclose(measured['hypervolume'], exact, rtol=1e-4)
+  assert int(measured['front_size']) == filled.sum()
+
+
+def test_genotypes_follow_their_rows_through_every_change_of_size(problem):
+  pairs = [diarist(problem, seed=s) for s in range(3)]
+  team = tuple(species for species, _ in pairs)
+  state = nemo.init(jax.random.key(0), problem, team, SIZE)
+  sizes = set()
+  for _ in range(10):
+    state, measured = step(
+      jax.random.key(3), state, problem, team, exploration=0.1
+    )
+    sizes.add(tuple(np.asarray(measured['allocation']).tolist()))
+    for i, (_, choices_of) in enumerate(pairs):
+      diary = state.species[i]
+      own = np.asarray(diary.own)
+      np.testing.assert_array_equal(own, state.population.species == i)
+      expected = jax.vmap(choices_of)(diary.parents)
+      np.testing.assert_array_equal(
+        expected[own], state.population.choices[own]
+      )
+  assert len(sizes) > 1, 'the sizes never moved'
+
+
+def test_survivors_are_the_best_ranked_of_their_species(problem):
+  species, _ = diarist(problem)
+  state = nemo.init(jax.random.key(0), problem, (species,), SIZE)
+  seen = []
+  for _ in range(4):
+    state, _ = step(jax.random.key(3), state, problem, (species,))
+    seen.append(np.asarray(state.species[0].feedback_rank))
+  # One species keeps the first P of 2P: every rank below P, once.
+  for rank in seen[1:]:
+    finite = np.sort(rank[np.isfinite(rank)])
+    np.testing.assert_array_equal(finite, np.arange(len(finite)))
+
+
+def test_nothing_is_alive_twice(history):
+  for state in history[0][1:]:
+    living = np.isfinite(state.population.objectives).all(axis=1)
+    rows = np.asarray(state.population.choices)[living]
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_one_trace_serves_a_run_and_its_restored_copy(problem, team):
+  counted = jax.jit(
+    lambda key, state, problem: nemo.step(key, state, problem, team)
+  )
+  start = jax.jit(lambda key: nemo.init(key, problem, team, SIZE))
+  state = start(jax.random.key(0))
+  for _ in range(3):
+    state, _ = counted(jax.random.key(1), state, problem)
+  stored = jax.tree.map(np.asarray, state)
+  restored = jax.tree.map(jnp.asarray, stored)
+  for _ in range(2):
+    state, _ = counted(jax.random.key(1), state, problem)
+    restored, _ = counted(jax.random.key(1), restored, problem)
+  assert counted._cache_size() == 1
+  jax.tree.map(np.testing.assert_array_equal, state, restored)
+
+
+def test_scan_over_generations_and_vmap_over_seeds(problem):
+  names = ('direct', 'gcn')
+  team = tuple(species_lib.find(n)(problem, SIZE) for n in names)
+
+  def run(key):
+    state = nemo.init(key, problem, team, SIZE, archive_size=64)
+    advance = lambda state, _: nemo.step(key, state, problem, team)
+    return jax.lax.scan(advance, state, length=5)
+
+  keys = jax.random.split(jax.random.key(7), 3)
+  states, metrics = jax.jit(jax.vmap(run))(keys)
+  assert metrics['hypervolume'].shape == (3, 5)
+  assert np.all(np.diff(metrics['hypervolume'], axis=1) >= -1e-6)
+  single, _ = jax.jit(run)(keys[1])
+  np.testing.assert_array_equal(
+    states.archive.choices[1], single.archive.choices
+  )
+
+
+def test_a_nan_is_counted_and_never_becomes_a_solution(problem):
+  def broken(data, choices):
+    good = problem.evaluate(data, choices)
+    return jnp.where(choices[0] == choices[1], jnp.nan, good)
+
+  sick = problem.replace(evaluate=broken)
+  team = (species_lib.find('direct')(sick, SIZE),)
+  state = nemo.init(jax.random.key(0), sick, team, SIZE)
+  for _ in range(4):
+    state, measured = step(jax.random.key(1), state, sick, team)
+    assert not np.isnan(state.archive.objectives).any()
+    assert not np.isnan(measured['hypervolume'])
+    filled = np.isfinite(state.archive.objectives).all(axis=1)
+    rows = np.asarray(state.archive.choices)[filled]
+    assert (rows[:, 0] != rows[:, 1]).all()
+  assert int(measured['failures']) > 0
+  assert int(measured['front_size']) > 0
+
+
+def test_a_search_in_which_everything_fails_goes_on(problem):
+  dead = problem.replace(evaluate=lambda data, c: jnp.full(3, jnp.nan))
+  team = tuple(species_lib.find(n)(dead, SIZE) for n in ('direct', 'gcn'))
+  state = nemo.init(jax.random.key(0), dead, team, SIZE)
+  for _ in range(3):
+    state, measured = step(jax.random.key(1), state, dead, team)
+  assert int(measured['failures']) == 3 * SIZE
+  assert int(measured['front_size']) == 0
+  assert int(measured['allocation'].sum()) == SIZE
+
+
+def test_two_objectives_have_a_hypervolume_and_four_do_not(problem):
+  def variant(count):
+    evaluate = lambda data, c: jnp.tile(problem.evaluate(data, c), 2)[:count]
+    ideal = jnp.tile(problem.ideal, 2)[:count]
+    reference = jnp.tile(problem.reference, 2)[:count]
+    return problem.replace(evaluate=evaluate, ideal=ideal, reference=reference)
+
+  for count in (2, 4):
+    other = variant(count)
+    team = (species_lib.find('direct')(other, SIZE),)
+    state = nemo.init(jax.random.key(0), other, team, SIZE)
+    _, measured = step(jax.random.key(1), state, other, team, partitions=4)
+    assert ('hypervolume' in measured) == (count == 2)
+
+
+@hypothesis.given(
+  st.lists(
+    st.tuples(
+      st.one_of(st.floats(0.01, 10), st.just(np.inf)), st.integers(1, 10_000)
+    ),
+    min_size=1,
+    max_size=8,
+  ),
+  st.integers(16, 200),
+  st.floats(0, 3),
+)
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_allocation_is_a_partition(scores, places, exploration):
+  utility, evaluations = map(np.asarray, zip(*scores, strict=True))
+  sizes = nemo.allocate(
+    jnp.asarray(utility, jnp.float32),
+    jnp.asarray(evaluations),
+    places,
+    exploration,
+  )
+  assert int(sizes.sum()) == places
+  assert int(sizes.min()) >= 2
+
+
+def test_allocation_follows_utility_and_curiosity():
+  allocate = functools.partial(nemo.allocate, places=100)
+  even = jnp.asarray([100, 100, 100])
+  sizes = allocate(jnp.asarray([0.1, 0.2, 0.3]), even, exploration=1.0)
+  assert sizes[0] > sizes[1] > sizes[2]
+  same = jnp.full(3, 0.2)
+  sizes = allocate(same, jnp.asarray([10, 100, 1000]), exploration=1.0)
+  assert sizes[0] > sizes[1] > sizes[2]
+  np.testing.assert_array_equal(
+    np.sort(allocate(same, even, exploration=1.0)), [33, 33, 34]
+  )
+  dead = allocate(jnp.asarray([0.1, jnp.inf, 0.2]), even, exploration=0.0)
+  assert int(dead[1]) == 2
+
+
+def test_allocation_is_the_formula():
+  utility, evaluations = np.asarray([0.1, 0.2, 0.4]), np.asarray([50, 30, 20])
+  bonus = np.sqrt(np.log(100) / evaluations)
+  score = (0.4 - utility) / 0.3 + 0.5 * bonus
+  exact = 2 + score / score.sum() * (60 - 6)
+  sizes = nemo.allocate(jnp.asarray(utility), jnp.asarray(evaluations), 60, 0.5)
+  assert np.all(np.abs(np.asarray(sizes) - exact) < 1)
+
+
+def test_too_small_a_population_is_refused(problem, team):
+  with pytest.raises(ValueError, match='population of 7 is too small for 5'):
+    nemo.init(jax.random.key(0), problem, team, 7)
+
+
+def test_the_step_finds_the_exact_front_of_a_small_problem():
+  small = placement.placement_problem(nodes=7)
+  team = tuple(
+    species_lib.find(n)(small, 40) for n in ('direct', 'gcn', 'boltzmann')
+  )
+  state = nemo.init(jax.random.key(0), small, team, 40, archive_size=512)
+  for _ in range(30):
+    state, measured = step(jax.random.key(1), state, small, team)
+  truth = placement.brute_force_front(small)
+  best = nemo.hypervolume(small, jnp.asarray(truth, jnp.float32))
+  assert measured['hypervolume'] > 0.99 * best
+  assert measured['hypervolume'] < best + 1e-5

@@ -1,0 +1,263 @@
+"""`python -m experiments.search` as a user runs it, kills it and resumes it."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import moocore
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+  '--species=direct,gcn',
+  '--population=8',
+  '--generations=8',
+  '--calibration=min_max',
+)
+PICTURES = ('front_3d.png', 'front_projections.png', 'species.png', 'bits.png')
+
+
+def command(workdir, cache, *flags, module='experiments.search'):
+  return [
+    sys.executable,
+    '-m',
+    module,
+    f'--workdir={workdir}',
+    f'--cache={cache}',
+    *flags,
+  ]
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """Compiled programs are shared between the processes of this file."""
+  compiled = tmp_path_factory.mktemp('compiled')
+  return os.environ | {'JAX_COMPILATION_CACHE_DIR': str(compiled)}
+
+
+@pytest.fixture(scope='module')
+def search(cache, digits, environment):
+  del digits  # only makes sure that the weights are there
+
+  def run(workdir, *flags):
+    return subprocess.run(
+      command(workdir, cache, *flags),
+      cwd=ROOT,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def finished(search, tmp_path_factory):
+  """The folder and the output of an uninterrupted run."""
+  workdir = tmp_path_factory.mktemp('finished')
+  done = search(workdir, *SMALL)
+  assert done.returncode == 0, done.stderr
+  return workdir, done.stdout
+
+
+def kill_and_resume(workdir, cache, environment, flags, kills, seed):
+  """Runs the search to its end through `kills` deaths; returns those seen."""
+  draw, deaths = random.Random(seed), 0
+  while True:
+    process = subprocess.Popen(
+      command(workdir, cache, *flags),
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    if deaths >= kills:
+      output, _ = process.communicate()
+      assert process.returncode == 0, output
+      return deaths
+    before = progress(workdir)
+    # Wait for it to search, so that a kill does not always hit the start.
+    while process.poll() is None and progress(workdir) == before:
+      time.sleep(0.02)
+    time.sleep(draw.uniform(0, 0.6))
+    if process.poll() is None:
+      os.kill(process.pid, signal.SIGKILL)
+      deaths += 1
+    process.communicate()
+
+
+def progress(workdir) -> int:
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  return path.read_text().count('\n') if path.exists() else 0
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  workdir, output = finished
+  for name in ('flags.json', 'metrics.jsonl', 'front.json', *PICTURES):
+    assert (workdir / name).stat().st_size > 0, name
+  assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 8
+  assert (workdir / 'checkpoints' / '8').is_dir()
+  for word in ('float', 'uniform 8-bit', 'uniform 2-bit', 'test accuracy'):
+    assert word in output
+
+
+def test_the_front_has_its_schema_and_no_dominated_point(finished):
+  front = json.loads((finished[0] / 'front.json').read_text())
+  assert front['version'] == 1
+  assert front['workload'] == 'digits'
+  assert front['seed'] == 0
+  assert front['evaluations'] == 64
+  assert front['failures'] == 0
+  assert {'jax', 'nemo_jax', 'python'} <= front['versions'].keys()
+  assert front['objective_names'] == ['top1_error', 'size', 'bit_operations']
+  assert front['bit_widths'] == [2, 3, 4, 5, 6, 7, 8]
+  assert len(front['quantizers']) == 20
+  for point in front['points']:
+    assert len(point['bits']) == 20
+    assert set(point['bits']) <= set(front['bit_widths'])
+    assert 0 <= point['test_accuracy'] <= 1
+    assert point['species'] in front['species']
+  values = np.asarray([p['objectives'] for p in front['points']])
+  assert values.shape[1] == 3
+  assert moocore.is_nondominated(values, keep_weakly=False).all()
+
+
+def test_the_same_command_again_says_that_it_is_done(finished, search):
+  workdir, _ = finished
+  before = (workdir / 'front.json').read_bytes()
+  again = search(workdir, *SMALL)
+  assert again.returncode == 0
+  assert 'all 8 generations of this run are done' in again.stdout
+  assert (workdir / 'front.json').read_bytes() == before
+
+
+def test_killed_at_random_it_finds_the_same_front(
+  finished, tmp_path, cache, environment
+):
+  deaths = kill_and_resume(tmp_path, cache, environment, SMALL, 3, seed=0)
+  assert deaths == 3
+  for name in ('front.json', 'metrics.jsonl'):
+    assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
+  workdir, _ = finished
+  files = ('flags.json', 'metrics.jsonl', 'front.json')
+  before = [(workdir / name).read_bytes() for name in files]
+  refused = search(workdir, *SMALL, '--seed=1')
+  assert refused.returncode == 1
+  assert '--seed=0 became 1' in refused.stderr
+  assert len(refused.stderr.strip().splitlines()) == 1
+  assert before == [(workdir / name).read_bytes() for name in files]
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--workload=mnist', "unknown workload 'mnist'; the choices are digits"),
+    ('--species=direct,ants', "unknown species 'ants'; the choices are boltz"),
+    ('--species=gcn:Adam', "unknown algorithm 'Adam'; the choices are ARS"),
+    ('--objectives=speed,size', "unknown objective 'speed'; the choices are"),
+    ('--bit_widths=0,4', 'from 2 to 16'),
+    ('--also_quantize=mul', "'mul'; the choices are add, pool"),
+    ('--population=9', 'population of 9 is too small for 5 species'),
+  ],
+)
+def test_bad_input_is_one_line_and_starts_no_run(search, tmp_path, flag, words):
+  refused = search(tmp_path / 'run', flag)
+  assert refused.returncode == 1
+  assert words in refused.stderr
+  assert len(refused.stderr.strip().splitlines()) == 1
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_list_that_is_not_of_numbers_is_named(search, tmp_path):
+  refused = search(tmp_path / 'run', '--bit_widths=2,four')
+  assert refused.returncode == 1
+  assert "--bit_widths=['2', 'four']: whole numbers" in refused.stderr
+  assert 'Traceback' not in refused.stderr
+
+
+def test_help_names_every_flag(search, tmp_path):
+  shown = search(tmp_path, '--help')
+  for name in ('workload', 'species', 'objectives', 'evaluations', 'seed'):
+    assert f'--{name}' in shown.stdout or f'--[no]{name}' in shown.stdout
+
+
+@pytest.mark.slow
+def test_killed_often_with_all_species_it_finds_the_same_front(
+  search, tmp_path, cache, environment
+):
+  flags = ('--population=20', '--generations=12')
+  whole = search(tmp_path / 'whole', *flags)
+  assert whole.returncode == 0, whole.stderr
+  hurt = tmp_path / 'hurt'
+  assert kill_and_resume(hurt, cache, environment, flags, 10, seed=1) == 10
+  for name in ('front.json', 'metrics.jsonl'):
+    expected = (tmp_path / 'whole' / name).read_bytes()
+    assert (hurt / name).read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_the_default_run_beats_every_uniform_configuration(search, tmp_path):
+  done = search(tmp_path)
+  assert done.returncode == 0, done.stderr
+  front = json.loads((tmp_path / 'front.json').read_text())
+  assert front['hypervolume'] > front['uniform_hypervolume']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ('--objectives=divergence,size',),
+    ('--objectives=cross_entropy,top5_error,size,bit_operations_larger',),
+    ('--also_quantize=add,pool', '--data_flow', '--weight_scheme=asymmetric'),
+    ('--bit_widths=2,4,8,16', '--calibration=percentile'),
+    ('--species=gcn:SNES,gcn:SimpleGA,floor', '--batch_size=4'),
+    ('--species=boltzmann', '--evaluations=24', '--seed=3'),
+  ],
+  ids=lambda flags: ' '.join(flags),
+)
+def test_options_run_to_the_end(search, tmp_path, flags):
+  done = search(tmp_path, '--population=8', '--generations=3', *flags)
+  assert done.returncode == 0, done.stderr
+  front = json.loads((tmp_path / 'front.json').read_text())
+  assert front['evaluations'] == 24
+  assert front['points']
+
+
+@pytest.mark.slow
+def test_compare_resumes_and_prints_its_table(cache, environment, tmp_path):
+  def compare(seeds):
+    return subprocess.run(
+      command(
+        tmp_path,
+        cache,
+        f'--seeds={seeds}',
+        '--methods=direct+floor,direct',
+        '--population=8',
+        '--generations=2',
+        module='experiments.compare',
+      ),
+      cwd=ROOT,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+
+  assert '| direct |' in compare('0')
+  first = json.loads((tmp_path / 'compare.json').read_text())
+  assert 'of 2 |' in compare('0,1')
+  second = json.loads((tmp_path / 'compare.json').read_text())
+  assert second['direct']['0'] == first['direct']['0']
+  assert set(second['direct']) == {'0', '1'}
