@@ -11,17 +11,16 @@ command resumes.
 import functools
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import scipy.stats
 import tqdm
-from absl import app, flags, logging
+from absl import flags
 
+from experiments.launch import launch
 from nemo_jax import mixed_precision, nemo, quantize, runs, workloads
 from nemo_jax import species as species_lib
-from nemo_jax.base import InputError
 from nemo_jax.evaluate import evaluate
 
 FLAGS = flags.FLAGS
@@ -135,9 +134,12 @@ def run() -> None:
   mixed_precision.check_options(
     FLAGS.objectives, mixed_precision.DEFAULT_BIT_WIDTHS
   )
-  runs.check_flags(FLAGS.workdir, run_flags())
+  started_with = run_flags()
+  runs.check_flags(FLAGS.workdir, started_with)
   seeds = [int(s) for s in FLAGS.seeds]
   workload = workloads.load(FLAGS.workload, FLAGS.cache)
+  started_with['weights'] = runs.digest(workload.variables)[:12]
+  runs.check_flags(FLAGS.workdir, started_with)
   quantized = quantize(
     workload.apply, workload.variables, workload.train.images[:256]
   )
@@ -147,7 +149,7 @@ def run() -> None:
     )
     for images in (workload.search, workload.test)
   )
-  runs.write_flags(FLAGS.workdir, run_flags())
+  runs.write_flags(FLAGS.workdir, started_with)
   path = pathlib.Path(FLAGS.workdir) / 'compare.json'
   results = json.loads(path.read_text()) if path.exists() else {}
   missing = {
@@ -176,16 +178,5 @@ def run() -> None:
   print(table(results, uniform, FLAGS.methods, seeds))
 
 
-def main(argv):
-  """Runs, and turns what a user can mend into one line."""
-  if len(argv) > 1:
-    raise app.UsageError(f'not a flag: {argv[1]}')
-  logging.set_verbosity(logging.WARNING)
-  try:
-    run()
-  except InputError as error:
-    sys.exit(f'error: {error}')
-
-
 if __name__ == '__main__':
-  app.run(main)
+  launch(run)

@@ -16,8 +16,9 @@ import time
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags
 
+from experiments.launch import launch
 from nemo_jax import (
   mixed_precision,
   nemo,
@@ -29,7 +30,7 @@ from nemo_jax import (
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
 from nemo_jax.evaluate import evaluate
-from nemo_jax.quantization import calibrate, graph
+from nemo_jax.quantization import calibrate, operations
 
 FLAGS = flags.FLAGS
 
@@ -78,7 +79,7 @@ flags.DEFINE_list(
   'also_quantize',
   [],
   'operations beside convolutions and matrix products whose inputs are '
-  f'quantized: {", ".join(graph.OPTIONAL_KINDS)}',
+  f'quantized: {", ".join(operations.OPTIONAL_KINDS)}',
 )
 flags.DEFINE_bool(
   'data_flow', False, 'searchers see the data-flow graph, not the chain'
@@ -247,8 +248,17 @@ def run() -> None:
   builders = [species_lib.find(name) for name in FLAGS.species]
   nemo.check_size(FLAGS.population, len(builders))
   mixed_precision.check_options(FLAGS.objectives, widths)
-  runs.check_flags(FLAGS.workdir, run_flags())
+  if FLAGS.objectives[0] not in mixed_precision.PERFORMANCE:
+    raise InputError(
+      f'the first objective is {FLAGS.objectives[0]!r}; the choices are '
+      f'{", ".join(mixed_precision.PERFORMANCE)}'
+    )
+  started_with = run_flags()
+  runs.check_flags(FLAGS.workdir, started_with)
   workload = workloads.load(FLAGS.workload, FLAGS.cache)
+  # Weights that were trained anew would make it another search.
+  started_with['weights'] = runs.digest(workload.variables)[:12]
+  runs.check_flags(FLAGS.workdir, started_with)
   with stage('calibrating the quantizers'):
     quantized = quantize(
       workload.apply,
@@ -272,22 +282,11 @@ def run() -> None:
     f'{quantized.costs.macs.sum():,} MACs an image'
   )
   species = tuple(build(problem, FLAGS.population) for build in builders)
-  runs.write_flags(FLAGS.workdir, run_flags())
+  runs.write_flags(FLAGS.workdir, started_with)
   state = search(problem, species, generations)
   runs.write_front(FLAGS.workdir, describe(workload, quantized, problem, state))
   summarise(FLAGS.workdir)
 
 
-def main(argv):
-  """Runs, and turns what a user can mend into one line."""
-  if len(argv) > 1:
-    raise app.UsageError(f'not a flag: {argv[1]}')
-  logging.set_verbosity(logging.WARNING)
-  try:
-    run()
-  except InputError as error:
-    sys.exit(f'error: {error}')
-
-
 if __name__ == '__main__':
-  app.run(main)
+  launch(run)

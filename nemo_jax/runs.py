@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import platform
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,14 +28,12 @@ FRONT_VERSION = 1
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file such that a kill leaves the old content or the new."""
   path = pathlib.Path(path)
-  with tempfile.NamedTemporaryFile(
-    'w', dir=path.parent, prefix=f'.{path.name}.', delete=False
-  ) as file:
+  draft = path.with_name(f'.{path.name}.draft')
+  with open(draft, 'w') as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
-  os.chmod(file.name, 0o644)
-  os.replace(file.name, path)
+  os.replace(draft, path)
 
 
 def _plain(value: Any) -> Any:
@@ -49,7 +46,9 @@ def _plain(value: Any) -> Any:
 
 
 def check_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
-  """Compares the flags of a run in the folder, if there is one, with these.
+  """Compares what a run in the folder was started with, if there is one.
+
+  Only the names given are compared.
 
   Raises:
     InputError: a flag differs from that of the run in the folder.
@@ -57,15 +56,14 @@ def check_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
   path = pathlib.Path(workdir) / 'flags.json'
   if not path.exists():
     return
-  flags = json.loads(json.dumps(flags))
   try:
     stored = json.loads(path.read_text())
   except ValueError as error:
     raise InputError(f'{path} is damaged: {error}') from error
   changed = [
-    f'--{name}={stored.get(name)!r} became {flags.get(name)!r}'
-    for name in sorted(stored.keys() | flags.keys())
-    if stored.get(name) != flags.get(name)
+    f'{name}={stored.get(name)!r} became {value!r}'
+    for name, value in sorted(flags.items())
+    if stored.get(name) != value
   ]
   if changed:
     raise InputError(
@@ -91,10 +89,10 @@ def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
   )
 
 
-def _digest(state: PyTree) -> str:
-  """SHA-256 over the leaves of a state: their shapes, types and bytes."""
+def digest(tree: PyTree) -> str:
+  """SHA-256 over the leaves of a tree: their shapes, types and bytes."""
   sha = hashlib.sha256()
-  for leaf in jax.tree.leaves(state):
+  for leaf in jax.tree.leaves(tree):
     array = np.asarray(leaf)
     sha.update(f'{array.shape}{array.dtype}'.encode())
     sha.update(np.ascontiguousarray(array).tobytes())
@@ -110,7 +108,7 @@ def save(
     generation,
     args=ocp.args.Composite(
       leaves=ocp.args.StandardSave(leaves),
-      digest=ocp.args.JsonSave({'sha256': _digest(leaves)}),
+      digest=ocp.args.JsonSave({'sha256': digest(leaves)}),
     ),
   )
 
@@ -128,7 +126,7 @@ def _read(checkpoints, generation: int, state: PyTree) -> PyTree:
     )
   except Exception as error:  # orbax and tensorstore raise many kinds
     raise ValueError(str(error).strip().splitlines()[0][:200]) from error
-  if _digest(stored.leaves) != stored.digest['sha256']:
+  if digest(stored.leaves) != stored.digest['sha256']:
     raise ValueError('its content does not match its checksum')
   return jax.tree.unflatten(treedef, stored.leaves)
 

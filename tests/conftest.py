@@ -2,9 +2,14 @@
 
 import pathlib
 
+import hypothesis
 import pytest
 
 from nemo_jax import workloads
+
+# A machine under load is no reason to fail.
+hypothesis.settings.register_profile('tests', deadline=None)
+hypothesis.settings.load_profile('tests')
 
 ROOT = pathlib.Path(__file__).parent.parent
 

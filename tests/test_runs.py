@@ -136,9 +136,9 @@ def test_changed_flags_are_refused_and_named(tmp_path):
   runs.check_flags(tmp_path, {'seed': 0})
   runs.write_flags(tmp_path, {'seed': 0, 'species': ['gcn'], 'rate': 0.1})
   runs.check_flags(tmp_path, {'seed': 0, 'species': ['gcn'], 'rate': 0.1})
-  with pytest.raises(InputError, match=r'--seed=0 became 1.*another --workdir'):
+  with pytest.raises(InputError, match=r'seed=0 became 1.*another --workdir'):
     runs.check_flags(tmp_path, {'seed': 1, 'species': ['gcn'], 'rate': 0.1})
-  with pytest.raises(InputError, match=r"--species=\['gcn'\] became"):
+  with pytest.raises(InputError, match=r"species=\['gcn'\] became"):
     runs.check_flags(tmp_path, {'seed': 0, 'species': [], 'rate': 0.1})
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nemo_jax.base import Array
-from nemo_jax.quantization import graph as graph_lib
+from nemo_jax.quantization import analysis as analysis_lib
 
 FLOAT_BITS = 32
 PRECISIONS = ('product', 'larger')
@@ -24,7 +24,7 @@ class Costs(NamedTuple):
 
 
 def count(
-  analysis: graph_lib.Analysis,
+  analysis: analysis_lib.Analysis,
   leaf_sizes: Sequence[int],
   scale_counts: Sequence[int],
   has_zero_point: Sequence[bool],
@@ -37,7 +37,7 @@ def count(
   32 bits.
 
   Args:
-    analysis: from `graph.analyze`.
+    analysis: from `analysis.analyze`.
     leaf_sizes: parameters in each leaf of the variables, 0 for a leaf that
       holds no parameters.
     scale_counts: scales of each quantizer.

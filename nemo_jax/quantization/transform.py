@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import jraph
 
 from nemo_jax.base import Array, InputError, PyTree
+from nemo_jax.quantization import analysis as analysis_lib
 from nemo_jax.quantization import calibrate
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization import fake_quant as fake_quant_lib
 from nemo_jax.quantization import graph as graph_lib
+from nemo_jax.quantization import operations as operations_lib
 from nemo_jax.quantization import program as program_lib
 
 
@@ -22,8 +24,8 @@ class Quantized(NamedTuple):
   apply: Callable[..., Any]
   # (variables, images, bits [N] int32, ranges=ranges) -> what `apply` returned
   ranges: tuple[calibrate.Range, ...]  # one a quantizer
-  quantizers: tuple[graph_lib.Quantizer, ...]
-  operations: tuple[graph_lib.Operation, ...]
+  quantizers: tuple[analysis_lib.Quantizer, ...]
+  operations: tuple[operations_lib.Operation, ...]
   sequential_graph: jraph.GraphsTuple  # the paper's: a chain
   data_flow_graph: jraph.GraphsTuple  # with the branches
   costs: costs_lib.Costs
@@ -31,7 +33,7 @@ class Quantized(NamedTuple):
 
 class _Trace(NamedTuple):
   program: program_lib.Program
-  analysis: graph_lib.Analysis
+  analysis: analysis_lib.Analysis
   treedef: Any  # of the outputs
 
 
@@ -46,7 +48,7 @@ def _trace(apply, variables, images, also) -> _Trace:
   names = _leaf_names(variables)
   closed, shapes = jax.make_jaxpr(apply, return_shape=True)(variables, images)
   program = program_lib.flatten(closed)
-  analysis = graph_lib.analyze(program, names, images.shape[0], also)
+  analysis = analysis_lib.analyze(program, names, images.shape[0], also)
   return _Trace(program, analysis, jax.tree.structure(shapes))
 
 
@@ -81,12 +83,15 @@ def _collect(apply, also, of, variables, images) -> dict[int, Any]:
   return {k: v for k, v in seen.items() if v is not None}
 
 
-def _calibrate(
-  apply, variables, images, also, analysis, method, scheme, percentile, chunk
-) -> tuple[calibrate.Range, ...]:
-  """Ranges of all quantizers: one pass for the bounds, one for histograms."""
-  quantizers = analysis.quantizers
-  chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
+def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
+  """What calibration needs to see, by the index of the quantizer.
+
+  Two passes over the images: one for bounds, one for what lies between.
+
+  Returns:
+    Weights; [2] bounds of activations, the least value and the negative of the
+    greatest; their histograms.
+  """
 
   def weight(index, value):
     return value if quantizers[index].is_weight else None
@@ -96,13 +101,6 @@ def _calibrate(
       return None
     value = value.astype(jnp.float32)
     return jnp.stack([jnp.min(value), -jnp.max(value)])
-
-  collect = functools.partial(_collect, apply, also)
-  # Constants are folded in the first trace that has to look at weights.
-  weights = jax.jit(functools.partial(collect, weight))(variables, chunks[0])
-  find_bounds = jax.jit(functools.partial(collect, bounds))
-  seen = [find_bounds(variables, part) for part in chunks]
-  limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
 
   @jax.jit
   def histograms(variables, part, limits):
@@ -114,22 +112,13 @@ def _calibrate(
 
     return collect(count, variables, part)
 
+  find_bounds = jax.jit(functools.partial(collect, bounds))
+  seen = [find_bounds(variables, part) for part in chunks]
+  limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
   counts = [histograms(variables, part, limits) for part in chunks]
   counts = jax.tree.map(lambda *x: sum(x), *counts)
-
-  ranges = []
-  for i, quantizer in enumerate(quantizers):
-    if quantizer.is_weight:
-      axes = quantizer.channel_axes
-      ranges.append(
-        calibrate.weight_range(weights[i], axes, method, scheme, percentile)
-      )
-    else:
-      low, high = limits[i][0], -limits[i][1]
-      ranges.append(
-        calibrate.activation_range(low, high, counts[i], method, percentile)
-      )
-  return tuple(ranges)
+  weights = jax.jit(functools.partial(collect, weight))(variables, chunks[0])
+  return weights, limits, counts
 
 
 def _check(name: str, value: str, choices: Sequence[str]) -> None:
@@ -187,7 +176,7 @@ def quantize(
   _check('calibration', calibration, calibrate.METHODS)
   _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
   for kind in also:
-    _check('an entry of also', kind, graph_lib.OPTIONAL_KINDS)
+    _check('an entry of also', kind, operations_lib.OPTIONAL_KINDS)
   if not len(images):
     raise InputError('quantize needs at least one image to calibrate with')
   images = jnp.asarray(images)
@@ -196,17 +185,24 @@ def quantize(
     raise InputError(
       'nothing to quantize: no convolution or matrix product of the images'
     )
-  calibrated = _calibrate(
-    apply,
-    variables,
-    images,
-    also,
-    analysis,
-    calibration,
-    weight_scheme,
-    percentile,
-    chunk,
+  chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
+  collect = functools.partial(_collect, apply, also)
+  weights, limits, counts = _observe(
+    collect, analysis.quantizers, variables, chunks
   )
+
+  def range_of(index, quantizer):
+    if quantizer.is_weight:
+      axes = quantizer.channel_axes
+      return calibrate.weight_range(
+        weights[index], axes, calibration, weight_scheme, percentile
+      )
+    low, high = limits[index][0], -limits[index][1]
+    return calibrate.activation_range(
+      low, high, counts[index], calibration, percentile
+    )
+
+  calibrated = tuple(range_of(*x) for x in enumerate(analysis.quantizers))
 
   def quantized_apply(variables, images, bits, ranges=calibrated):
     if jnp.shape(bits) != (len(analysis.quantizers),):

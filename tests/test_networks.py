@@ -1,0 +1,332 @@
+"""Policies against dense NumPy, breadth-first search, and their symmetries."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_jax import networks
+
+CHOICES, HIDDEN, FEATURES = 3, 4, 2
+MODELS = {
+  'gcn': networks.GCN(CHOICES, HIDDEN),
+  'graph_unet': networks.GraphUNet(CHOICES, HIDDEN),
+}
+# Two branches that join again, and one that ends.
+BRANCHED = [(0, 1), (1, 2), (1, 3), (2, 4), (3, 4), (4, 5), (1, 6), (6, 7)]
+
+# What takes time here is to compile.
+quickly = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+by_example = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def make_graph(count, edges, seed=0):
+  rng = np.random.default_rng(seed)
+  ends = np.array(list(edges), np.int32).reshape(-1, 2)
+  return jraph.GraphsTuple(
+    nodes=rng.normal(size=(count, FEATURES)).astype(np.float32),
+    edges=None,
+    senders=ends[:, 0],
+    receivers=ends[:, 1],
+    n_node=np.array([count], np.int32),
+    n_edge=np.array([len(ends)], np.int32),
+    globals=None,
+  )
+
+
+def chain(count):
+  return make_graph(count, [(i, i + 1) for i in range(count - 1)])
+
+
+GRAPHS = {f'chain of {n}': chain(n) for n in (1, 2, 3, 7, 20)}
+GRAPHS['branched'] = make_graph(8, BRANCHED)
+
+
+@functools.cache
+def compiled(model, graph):
+  """(graph that is ready, jitted: weights and nodes [N, F] to logits)."""
+  ready = networks.undirected(GRAPHS[graph])
+  return ready, quickly(
+    lambda weights, nodes: MODELS[model].apply(
+      weights, ready._replace(nodes=nodes)
+    )
+  )
+
+
+@functools.cache
+def initializer(model):
+  # Edges decide shapes, so that a graph is never an argument under jit.
+  graph = networks.undirected(GRAPHS['branched'])
+  return quickly(lambda key: MODELS[model].init(key, graph))
+
+
+@functools.cache
+def start(model, seed=0):
+  """Weights, with biases that are not zero; they fit every graph."""
+  weights = initializer(model)(jax.random.key(seed))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: np.asarray(x) + rng.normal(0, 0.1, x.shape).astype(np.float32),
+    weights,
+  )
+
+
+def edge_sets(count):
+  return st.sets(
+    st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)),
+    max_size=2 * count,
+  )
+
+
+random_edges = st.integers(1, 9).flatmap(
+  lambda count: st.tuples(st.just(count), edge_sets(count))
+)
+
+
+def as_set(senders, receivers):
+  """The edges as pairs, after a look that none is there twice."""
+  pairs = list(zip(senders.tolist(), receivers.tolist(), strict=True))
+  assert len(pairs) == len(set(pairs))
+  return set(pairs)
+
+
+def adjacency(count, pairs):
+  matrix = np.zeros((count, count))
+  for sender, receiver in pairs:
+    matrix[receiver, sender] = 1
+  return matrix
+
+
+# Edges.
+
+
+@by_example
+@given(random_edges, st.booleans())
+def test_undirected_has_both_directions_and_one_self_edge_each(case, twice):
+  count, edges = case
+  given_edges = list(edges) * (2 if twice else 1)
+  graph = networks.undirected(make_graph(count, given_edges))
+  expected = {(i, i) for i in range(count)} | edges
+  expected |= {(receiver, sender) for sender, receiver in edges}
+  assert as_set(graph.senders, graph.receivers) == expected
+  assert graph.n_edge.tolist() == [len(expected)]
+  assert graph.senders.dtype == graph.receivers.dtype == np.int32
+
+
+def near(count, edges, start_node, hops):
+  """All nodes at most `hops` steps from one, by breadth-first search."""
+  seen = frontier = {start_node}
+  for _ in range(hops):
+    frontier = {b for a, b in edges if a in frontier} - seen
+    seen = seen | frontier
+  return seen
+
+
+@by_example
+@given(random_edges, st.integers(1, 5))
+def test_reach_is_what_breadth_first_search_finds(case, hops):
+  count, edges = case
+  pairs = as_set(*networks.reach(make_graph(count, edges), hops))
+  for node in range(count):
+    found = {receiver for sender, receiver in pairs if sender == node}
+    assert found == near(count, edges, node, hops)
+
+
+# Logits.
+
+
+@pytest.mark.parametrize('graph', GRAPHS)
+@pytest.mark.parametrize('model', MODELS)
+def test_logits_are_finite_one_row_a_node(model, graph):
+  ready, apply = compiled(model, graph)
+  logits = apply(start(model), ready.nodes)
+  assert logits.shape == (len(ready.nodes), CHOICES)
+  assert logits.dtype == jnp.float32
+  assert jnp.isfinite(logits).all()
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_networks_of_a_population_do_not_mix(model):
+  ready, apply = compiled(model, 'chain of 7')
+  single = [start(model, seed) for seed in range(4)]
+  population = jax.tree.map(lambda *x: jnp.stack(x), *single)
+  together = quickly(jax.vmap(apply, in_axes=(0, None)))(
+    population, ready.nodes
+  )
+  assert together.shape == (4, 7, CHOICES)
+  apart = [apply(weights, ready.nodes) for weights in single]
+  np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
+  assert len(np.unique(np.round(together, 3), axis=0)) == 4
+
+
+def selu(x):
+  positive, negative = 1.0507009873554805, 1.7580993408473766
+  return np.where(x > 0, positive * x, negative * np.expm1(np.minimum(x, 0)))
+
+
+def dense(params, name, x):
+  layer = {k: np.asarray(v, np.float64) for k, v in params[name].items()}
+  return x @ layer['kernel'] + layer.get('bias', 0)
+
+
+def normalized(matrix):
+  """D^-1/2 A D^-1/2 of a symmetric matrix."""
+  scale = 1 / np.sqrt(matrix.sum(1))
+  return scale[:, None] * matrix * scale[None, :]
+
+
+def gcn_in_numpy(params, matrix, nodes):
+  """Kipf and Welling's layer, then Velickovic's, with all pairs of nodes."""
+  hidden = normalized(matrix) @ dense(params, 'convolution', nodes)
+  query = dense(params, 'attention_query', selu(hidden))
+  count = len(query)
+  sent = np.repeat(query[None], count, axis=0)  # [receiver, sender, H]
+  received = np.repeat(query[:, None], count, axis=1)
+  scores = dense(
+    params, 'attention_logit', np.concatenate([sent, received], axis=-1)
+  )[..., 0]
+  scores = np.where(scores > 0, scores, 0.01 * scores)
+  weights = np.where(matrix > 0, np.exp(scores), 0)
+  weights /= weights.sum(1, keepdims=True)
+  hidden = selu(dense(params, 'linear', selu(weights @ query)))
+  return dense(params, 'logits', hidden)
+
+
+@pytest.mark.parametrize('graph', GRAPHS)
+def test_gcn_equals_dense_matrices(graph):
+  ready, apply = compiled('gcn', graph)
+  matrix = adjacency(len(ready.nodes), as_set(ready.senders, ready.receivers))
+  for seed in range(3):
+    weights = start('gcn', seed)
+    expected = gcn_in_numpy(
+      weights['params'], matrix, ready.nodes.astype(np.float64)
+    )
+    logits = apply(weights, ready.nodes)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+# How far they see.
+
+
+def touched(model, graph, node):
+  """bool[N]: whose logits any of some networks changes with one node."""
+  ready, apply = compiled(model, graph)
+  moved = ready.nodes.copy()
+  moved[node] += 1
+  changes = [
+    np.asarray(apply(start(model, seed), ready.nodes))
+    != np.asarray(apply(start(model, seed), moved))
+    for seed in range(5)
+  ]
+  return np.any(changes, axis=(0, 2))
+
+
+@pytest.mark.parametrize('node', [0, 9])
+def test_gcn_sees_two_edges_both_ways_and_no_further(node):
+  expected = np.abs(np.arange(20) - node) <= 2
+  np.testing.assert_array_equal(touched('gcn', 'chain of 20', node), expected)
+
+
+def test_gcn_sees_along_branches_and_no_further():
+  both_ways = BRANCHED + [(b, a) for a, b in BRANCHED]
+  for node in range(8):
+    expected = near(8, both_ways, node, 2)
+    found = np.flatnonzero(touched('gcn', 'branched', node))
+    assert set(found.tolist()) == expected
+
+
+def test_graph_unet_sees_further_than_gcn():
+  seen = touched('graph_unet', 'chain of 20', 0)
+  assert seen[:3].all()
+  assert seen[6:].any()
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_order_of_nodes_does_not_matter(model):
+  count, order = 8, np.random.default_rng(0).permutation(8)
+  place = np.argsort(order)  # where each node has gone
+  graph = GRAPHS['branched']
+  shuffled = make_graph(count, [(place[a], place[b]) for a, b in BRANCHED])
+  shuffled = shuffled._replace(nodes=graph.nodes[order])
+  shuffled = networks.undirected(shuffled)
+  moved = quickly(lambda w: MODELS[model].apply(w, shuffled))(start(model))
+  ready, apply = compiled(model, 'branched')
+  logits = apply(start(model), ready.nodes)
+  np.testing.assert_allclose(moved, logits[order], rtol=1e-4, atol=1e-5)
+
+
+# Pooling.
+
+
+@pytest.mark.parametrize('graph', GRAPHS)
+def test_every_pooling_keeps_the_larger_half(graph):
+  ready, _ = compiled('graph_unet', graph)
+  _, state = jax.eval_shape(
+    lambda weights: MODELS['graph_unet'].apply(
+      weights, ready, capture_intermediates=True
+    ),
+    start('graph_unet'),
+  )
+  seen = state['intermediates']
+  count = len(ready.nodes)
+  for level in range(2):
+    [up] = seen[f'up_{level}']['__call__']
+    assert up.shape == (count + 1, HIDDEN)  # one is padding
+    count = -(-count // 2)
+    [down] = seen[f'down_{level}']['__call__']
+    assert down.shape == (count + 1, HIDDEN)
+
+
+class Pooled(nn.Module):
+  """One convolution of the pooled level [k + 1, H], and whom it kept."""
+
+  hops: int
+
+  @nn.compact
+  def __call__(self, graph, nodes, index, padding):
+    pooled = networks._padded(graph, nodes, index, self.hops)
+    row = pooled.nodes.at[-1].set(padding)
+    return networks._convolve(pooled._replace(nodes=row), HIDDEN, 'down').nodes
+
+
+@pytest.mark.parametrize(
+  ('graph', 'hops'), [('chain of 7', 1), ('chain of 7', 4), ('branched', 2)]
+)
+def test_a_pooled_level_knows_its_kept_nodes_alone(graph, hops):
+  ready, _ = compiled('graph_unet', graph)
+  count = len(ready.nodes)
+  edges = as_set(ready.senders, ready.receivers)
+  index = np.array([5, 0, 4, 2])  # in the order of some score
+  rng = np.random.default_rng(0)
+  nodes = rng.normal(size=(4, HIDDEN)).astype(np.float32)
+  model = Pooled(hops)
+  layer = {
+    'kernel': rng.normal(size=(HIDDEN, HIDDEN)).astype(np.float32),
+    'bias': rng.normal(size=HIDDEN).astype(np.float32),
+  }
+  weights = {'params': {'down': layer}}
+
+  @quickly
+  def apply(features, padding):
+    whole = ready._replace(nodes=features)
+    return model.apply(weights, whole, nodes, index, padding)
+
+  pooled = apply(ready.nodes, 0.0)
+
+  # The reference has no padding node and no dropped one.
+  pairs = [(a, b) for a in range(count) for b in near(count, edges, a, hops)]
+  matrix = adjacency(count, pairs)[np.ix_(index, index)]
+  expected = normalized(matrix) @ dense(weights['params'], 'down', nodes)
+  np.testing.assert_allclose(pooled[:-1], expected, rtol=1e-4, atol=1e-5)
+
+  # Whatever else is in the graph or in the padding node stays where it is.
+  again = apply(ready.nodes * 0 + 1e30, 1e30)
+  np.testing.assert_array_equal(pooled[:-1], again[:-1])

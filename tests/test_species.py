@@ -1,0 +1,282 @@
+"""What every species keeps to, and how they are found by name."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nemo_jax import nemo, networks, species, variation
+from nemo_jax.base import Array, Feedback, InputError, Population, Species
+from tests.placement import brute_force_front, placement_problem
+
+PLACES, GENERATIONS = 16, 15
+PROBLEM = placement_problem(7)
+NODES, CHOICES = PROBLEM.allowed.shape
+# What takes time here is to compile.
+quickly = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+def overheard(one: Species) -> Species:
+  """The same species; its state is a pair, the second all that it asked."""
+
+  def init(key):
+    return one.init(key), jnp.zeros((PLACES, NODES), jnp.int32)
+
+  def ask(key, state):
+    choices, private = one.ask(key, state[0])
+    return choices, (private, choices)
+
+  def tell(key, state, feedback):
+    return one.tell(key, state[0], feedback), state[1]
+
+  return Species(init, ask, tell)
+
+
+class Search(NamedTuple):
+  """A search with one species alone; all begins with the generations."""
+
+  population: Population
+  private: Any  # the state of the species
+  asked: Array  # [generations, P, N]
+  hypervolume: Array
+
+
+@functools.cache
+def search(name):
+  """Jitted: a key to a whole `Search`."""
+  team = (overheard(species.find(name)(PROBLEM, PLACES)),)
+
+  @quickly
+  def run(key):
+    def generation(state, _):
+      state, metrics = nemo.step(key, state, PROBLEM, team)
+      [(private, asked)] = state.species
+      volume = metrics['hypervolume']
+      return state, Search(state.population, private, asked, volume)
+
+    state = nemo.init(key, PROBLEM, team, PLACES, archive_size=64)
+    return jax.lax.scan(generation, state, None, length=GENERATIONS)[1]
+
+  return run
+
+
+@functools.cache
+def searched(name, seed=0):
+  return jax.tree.map(np.asarray, search(name)(jax.random.key(seed)))
+
+
+every_species = pytest.mark.parametrize('name', species.names())
+
+
+def some_feedback(own=None, source=None):
+  everyone = np.ones(PLACES, bool)
+  rank = jnp.arange(PLACES, dtype=jnp.float32)
+  return Feedback(
+    population=Population(
+      choices=jnp.ones((PLACES, NODES), jnp.int32),
+      objectives=jnp.ones((PLACES, 3), jnp.float32),
+      species=jnp.zeros(PLACES, jnp.int32),
+    ),
+    rank=rank,
+    own=jnp.asarray(everyone if own is None else own),
+    source=jnp.asarray(
+      np.arange(PLACES) if source is None else source, jnp.int32
+    ),
+    fitness=rank,
+  )
+
+
+# The protocol.
+
+
+@every_species
+def test_offspring_are_choices_that_are_allowed(name):
+  for seed in range(3):
+    asked = searched(name, seed).asked
+    assert asked.shape == (GENERATIONS, PLACES, NODES)
+    assert asked.dtype == np.int32
+    assert ((asked >= 0) & (asked < CHOICES)).all()
+    assert np.asarray(PROBLEM.allowed)[np.arange(NODES), asked].all()
+
+
+@every_species
+def test_shapes_and_types_stay_as_they_are(name):
+  one = species.find(name)(PROBLEM, PLACES)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  feedback = jax.eval_shape(some_feedback)
+  state = jax.eval_shape(one.init, key)
+  choices, asked = jax.eval_shape(one.ask, key, state)
+  told = jax.eval_shape(one.tell, key, asked, feedback)
+  assert choices.shape == (PLACES, NODES)
+  assert choices.dtype == jnp.int32
+  assert jax.tree.structure(asked) == jax.tree.structure(state)
+  assert jax.tree.structure(told) == jax.tree.structure(state)
+  for before, *after in zip(
+    *map(jax.tree.leaves, (state, asked, told)), strict=True
+  ):
+    assert not before.weak_type
+    for leaf in after:
+      assert leaf.shape == before.shape
+      assert leaf.dtype == before.dtype
+      assert not leaf.weak_type
+
+
+@every_species
+def test_the_key_decides(name):
+  once, again = searched(name), search(name)(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, once, again)
+  other = searched(name, 1)
+  assert (once.asked[0] != other.asked[0]).any()
+  # Generations differ as keys do.
+  assert (once.asked[0] != once.asked[1]).any()
+
+
+@every_species
+def test_the_first_offspring_are_diverse(name):
+  for seed in range(3):
+    first = searched(name, seed).asked[0]
+    assert len(np.unique(first, axis=0)) >= PLACES // 2
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name,
+      marks=pytest.mark.xfail(
+        strict=True,
+        reason='vectors end at the highest choice, which is a single point: '
+        'rounding down never arrives there',
+      )
+      if name == 'floor'
+      else (),
+    )
+    for name in species.names()
+  ],
+)
+def test_whatever_is_allowed_is_tried_in_the_end(name):
+  tried = np.zeros((NODES, CHOICES), bool)
+  for seed in range(3):
+    for asked in searched(name, seed).asked.reshape(-1, NODES):
+      tried[np.arange(NODES), asked] = True
+  np.testing.assert_array_equal(tried, PROBLEM.allowed)
+
+
+@every_species
+def test_genotypes_come_from_where_the_feedback_says(name):
+  one = species.find(name)(PROBLEM, PLACES)
+  state = jax.tree.map(lambda x: x[-1], searched(name).private)
+  rng = np.random.default_rng(0)
+  own = np.arange(PLACES) % 3 > 0
+  source = rng.integers(0, 2 * PLACES, PLACES)
+  tell = quickly(one.tell)
+  told = tell(jax.random.key(3), state, some_feedback(own, source))
+  # Every state begins with the genotypes of the parents and the offspring.
+  old, new, *_ = state
+  assert (source[own] < PLACES).any()
+  assert (source[own] >= PLACES).any()
+
+  def follows(old, new, now):
+    both = np.concatenate([old, new])
+    np.testing.assert_array_equal(now[own], both[source][own])
+
+  jax.tree.map(follows, old, new, told[0])
+
+
+def by_rounding(rounding, genotypes):
+  whole = rounding(genotypes).astype(jnp.int32)
+  return variation.nearest_allowed(whole, PROBLEM.allowed)
+
+
+def by_network(network, genotypes):
+  graph = networks.undirected(PROBLEM.graph)
+  logits = jax.vmap(lambda w: network.apply(w, graph))(genotypes)
+  return jnp.argmax(jnp.where(PROBLEM.allowed, logits, -jnp.inf), axis=-1)
+
+
+# From the genotypes of a species to choices. A Boltzmann chromosome is not
+# among them: it is a distribution.
+EXPRESSED = {
+  'direct': functools.partial(by_rounding, jnp.round),
+  'floor': functools.partial(by_rounding, jnp.floor),
+  'gcn': functools.partial(by_network, networks.GCN(CHOICES)),
+  'graph_unet': functools.partial(by_network, networks.GraphUNet(CHOICES)),
+}
+
+
+@pytest.mark.parametrize('name', EXPRESSED)
+def test_survivors_are_what_their_genotypes_say(name):
+  genotypes, *_ = searched(name).private
+  express = quickly(jax.vmap(EXPRESSED[name]))
+  choices = searched(name).population.choices
+  np.testing.assert_array_equal(express(genotypes), choices)
+
+
+# The search.
+
+
+@every_species
+def test_a_species_alone_is_a_whole_search(name):
+  front = jnp.asarray(brute_force_front(PROBLEM))
+  best = float(nemo.hypervolume(PROBLEM, front))
+  # What is rounded down is at the highest choice in one point alone.
+  enough = 0.6 if name == 'floor' else 0.8
+  for seed in range(3):
+    first, last = searched(name, seed).hypervolume[[0, -1]]
+    assert first < last
+    assert enough * best < last < 1.0001 * best
+
+
+def test_floor_never_chooses_above_direct():
+  lower = 0
+  for seed in range(3):
+    # From the same key, and thus the same random vectors.
+    direct, floor = (
+      searched(name, seed).asked[0] for name in ('direct', 'floor')
+    )
+    assert (floor <= direct).all()
+    lower += (floor < direct).sum()
+  assert lower > 0
+
+
+# Names.
+
+
+def test_an_unknown_species_lists_the_known():
+  with pytest.raises(InputError, match='nonsense') as caught:
+    species.find('nonsense')
+  message = str(caught.value)
+  assert '\n' not in message
+  assert all(name in message for name in species.names())
+
+
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [
+    ('direct:SNES', ['direct', 'no choice of algorithm']),
+    ('gcn:Nonsense', ['Nonsense', 'SNES', 'SSNE']),
+    ('', ['direct', 'gcn']),
+    (':SNES', ['direct', 'gcn']),
+  ],
+)
+def test_what_cannot_be_found_is_said_in_one_line(name, words):
+  with pytest.raises(InputError) as caught:
+    species.find(name)
+  message = str(caught.value)
+  assert '\n' not in message
+  assert all(word in message for word in words)
+
+
+def test_an_algorithm_stands_behind_the_colon():
+  one = species.find('gcn:SNES')(PROBLEM, PLACES)
+  state = jax.eval_shape(one.init, jax.random.key(0))
+  # SNES keeps a distribution, SSNE a population.
+  assert hasattr(state.algorithm, 'std')
+  assert not hasattr(state.algorithm, 'population')
+  choices, _ = jax.eval_shape(one.ask, jax.random.key(0), state)
+  assert choices.shape == (PLACES, NODES)
