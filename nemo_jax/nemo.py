@@ -291,8 +291,8 @@ def step(
     state.population,
     offspring.population,
   )
-  member = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
-  member &= ~pareto.duplicated(pool.choices, member)
+  valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
+  member = valid & ~pareto.duplicated(pool.choices, valid)
 
   scaled = scale_objectives(problem, pool.objectives)
   utility = jax.vmap(
@@ -307,9 +307,12 @@ def step(
 
   order = pareto.nsga3_order(rank_key, scaled, directions, member)
   rank = jnp.zeros(2 * places).at[order].set(jnp.arange(2.0 * places))
-  rank = jnp.where(member, rank, jnp.inf)
+  # A repeated row cannot live on, but its species learns that it did badly.
+  rank = jnp.where(valid, rank, jnp.inf)
 
-  population, kept_rank, source = _survive(rank, pool, offspring, sizes)
+  population, kept_rank, source = _survive(
+    jnp.where(member, rank, jnp.inf), pool, offspring, sizes
+  )
   told = []
   tell_keys = jax.random.split(tell_key, count)
   for i, one in enumerate(species):

@@ -1,5 +1,7 @@
 """Species whose genotype is the weights of a graph neural network."""
 
+import dataclasses
+import inspect
 from typing import Any, NamedTuple
 
 import evosax.algorithms as evosax_algorithms
@@ -28,9 +30,22 @@ class State(NamedTuple):
   algorithm: Any
 
 
+def _needs_more(algorithm: type) -> bool:
+  """Whether it takes arguments beside population size and solution."""
+  parameters = inspect.signature(algorithm).parameters.values()
+  needed = {p.name for p in parameters if p.default is p.empty}
+  return bool(needed - {'population_size', 'solution'})
+
+
 def algorithms() -> dict[str, type]:
-  """Every algorithm that can evolve the weights, by name."""
-  return {'SSNE': SSNE} | evosax_algorithms.algorithms
+  """Every algorithm that can evolve the weights, by name.
+
+  SSNE, and those of evosax that need no more than a population size; left out
+  are random search, which wants a sampler, and the Stein-variational ones,
+  which want a number of populations.
+  """
+  known = {'SSNE': SSNE} | evosax_algorithms.algorithms
+  return {name: a for name, a in known.items() if not _needs_more(a)}
 
 
 def check_algorithm(name: str) -> None:
@@ -52,6 +67,19 @@ def _build(name: str, population_size: int, weights: PyTree):
     raise InputError(f'{name}: {error}') from error
 
 
+def _forget_best(inner):
+  """The state without the best fitness so far.
+
+  Fitness is a rank within one generation, so that of an earlier one cannot be
+  compared; a rank of 0 would never be beaten.
+  """
+  names = [field.name for field in dataclasses.fields(inner)]
+  forgotten = [name for name in names if name.startswith('best_fitness')]
+  return inner.replace(
+    **{n: jnp.full_like(getattr(inner, n), jnp.inf) for n in forgotten}
+  )
+
+
 def _tell_population(algorithm, key, state, feedback, params):
   """For algorithms that keep a population of their own.
 
@@ -59,11 +87,10 @@ def _tell_population(algorithm, key, state, feedback, params):
   where a proposal was not evaluated its parent comes back. Then NEMO's
   survivors take the place of the population, repeated until it is full.
   """
-  inner = state.algorithm
+  inner = _forget_best(state.algorithm)
   skipped = ~jnp.isfinite(feedback.fitness)
   parents = algorithm.get_population(inner)
   told = _where(skipped, parents, state.asked)
-  # Fitness is a rank within one generation; only this one can be compared.
   worst = jnp.where(jnp.isfinite(inner.fitness), inner.fitness, 1e9)
   fitness = jnp.where(skipped, worst, feedback.fitness)
   inner, _ = algorithm.tell(key, told, fitness, inner, params)
@@ -89,7 +116,8 @@ def _tell_distribution(algorithm, key, state, feedback, params):
   evaluated = jnp.isfinite(feedback.fitness)
   median = jnp.nanmedian(jnp.where(evaluated, feedback.fitness, jnp.nan))
   fitness = jnp.where(evaluated, feedback.fitness, median)
-  inner, _ = algorithm.tell(key, state.asked, fitness, state.algorithm, params)
+  inner = _forget_best(state.algorithm)
+  inner, _ = algorithm.tell(key, state.asked, fitness, inner, params)
   inner = jax.tree.map(
     lambda new, old: jnp.where(jnp.any(evaluated), new, old),
     inner,

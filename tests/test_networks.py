@@ -158,7 +158,7 @@ def test_networks_of_a_population_do_not_mix(model):
   ready, apply = compiled(model, 'chain of 7')
   single = [start(model, seed) for seed in range(4)]
   population = jax.tree.map(lambda *x: jnp.stack(x), *single)
-  together = quickly(jax.vmap(apply, in_axes=(0, None)))(
+  together = quickly(jax.vmap(apply.__wrapped__, in_axes=(0, None)))(
     population, ready.nodes
   )
   assert together.shape == (4, 7, CHOICES)

@@ -41,12 +41,16 @@ POINTS = [0.0, 0.015625, 0.5, 3.0, 6.5, 6.984375, 7.0]
 by_example = settings(max_examples=60, deadline=None, derandomize=True)
 
 
+# Denormal numbers, which XLA takes for zero, are left out.
+shares = st.just(0.0) | st.floats(2.0**-20, 1, width=32)
+
+
 @st.composite
 def bounded(draw, genotypes):
   """Bounds, and that many genotypes [4, 3] within them, some at the bounds."""
-  low = np.float32(draw(st.floats(-4, 4, width=32)))
-  high = low + np.float32(draw(st.floats(0.5, 15, width=32)))
-  inside = hnp.arrays(np.float32, (4, 3), elements=st.floats(0, 1, width=32))
+  low = np.float32(draw(shares)) * 8 - 4
+  high = low + np.float32(0.5 + 15 * draw(shares))
+  inside = hnp.arrays(np.float32, (4, 3), elements=shares)
   parents = [
     np.clip(low + draw(inside) * (high - low), low, high)
     for _ in range(genotypes)

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nemo_jax.quantization import operations as operations_lib
 from nemo_jax.quantization import program as program_lib
@@ -63,15 +65,30 @@ class _Value(NamedTuple):
   leaves: frozenset  # variables it is computed from
 
 
-def _is_view(equation, value: _Value, program: program_lib.Program) -> bool:
+def _zeros(program: program_lib.Program) -> set[int]:
+  """Slots that hold a constant zero, also one that was converted from it."""
+  zeros = set()
+  for slot, value in program.constants.items():
+    aval = program.avals[slot]
+    is_number = aval.shape == () and jnp.issubdtype(aval.dtype, jnp.number)
+    # NumPy compares captured arrays at once, where JAX would trace; traced
+    # ones could be anything.
+    if is_number and not isinstance(value, jax.core.Tracer):
+      zeros |= {slot} if np.asarray(value) == 0 else set()
+  for equation in program.equations:
+    if equation.name == 'convert_element_type' and equation.inputs[0] in zeros:
+      zeros |= set(equation.outputs)
+  return zeros
+
+
+def _is_view(equation, value: _Value, avals, zeros: set[int]) -> bool:
   """Whether the output holds the first input's values, and zeros at most."""
   slots = (equation.inputs[0], *equation.outputs)
-  dtypes = [getattr(program.avals[s], 'dtype', None) for s in slots]
+  dtypes = [getattr(avals[s], 'dtype', None) for s in slots]
   if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
     return False
   if equation.name == 'pad':
-    padding = program.constants.get(equation.inputs[1])
-    return value.dynamic and padding is not None and padding == 0
+    return value.dynamic and equation.inputs[1] in zeros
   views = _VIEWS + _ACTIVATION_VIEWS if value.dynamic else _VIEWS
   return equation.name in views
 
@@ -95,7 +112,7 @@ def _propagate(
   Raises:
     NotImplementedError: see `analyze`.
   """
-  values, consumers = {}, []
+  values, consumers, zeros = {}, [], _zeros(program)
   for slot in program.constants:
     values[slot] = _Value(False, slot, (), frozenset(), frozenset())
   for i, slot in enumerate(program.inputs):
@@ -128,7 +145,7 @@ def _propagate(
       sources = frozenset([index])
     for slot in equation.outputs:
       values[slot] = _Value(dynamic, slot, (), sources, leaves)
-      if ins and _is_view(equation, ins[0], program):
+      if ins and _is_view(equation, ins[0], program.avals, zeros):
         step = (equation.name, str(equation.params))
         view = (*ins[0].view, step)
         values[slot] = ins[0]._replace(view=view)

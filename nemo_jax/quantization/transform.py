@@ -69,14 +69,16 @@ def _run(trace: _Trace, variables, images, visit) -> PyTree:
   return jax.tree.unflatten(trace.treedef, outputs)
 
 
-def _collect(apply, also, of, variables, images) -> dict[int, Any]:
-  """of(quantizer index, value) at the first site of each, by index."""
+def _collect(apply, also, of, merge, variables, images) -> dict[int, Any]:
+  """of(quantizer index, value) over the sites of each, merged, by index."""
   trace = _trace(apply, variables, images, also)
   seen = {}
 
   def visit(site, value):
-    if site.quantizer not in seen:
-      seen[site.quantizer] = of(site.quantizer, value)
+    found = of(site.quantizer, value)
+    if site.quantizer in seen and found is not None:
+      found = merge(seen[site.quantizer], found)
+    seen[site.quantizer] = found
     return value
 
   _run(trace, variables, images, visit)
@@ -110,15 +112,16 @@ def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
       low, negative_high = limits[index]
       return calibrate.histogram(value, low, -negative_high)
 
-    return collect(count, variables, part)
+    return collect(count, jnp.add, variables, part)
 
-  find_bounds = jax.jit(functools.partial(collect, bounds))
+  find_bounds = jax.jit(functools.partial(collect, bounds, jnp.minimum))
   seen = [find_bounds(variables, part) for part in chunks]
   limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
   counts = [histograms(variables, part, limits) for part in chunks]
   counts = jax.tree.map(lambda *x: sum(x), *counts)
-  weights = jax.jit(functools.partial(collect, weight))(variables, chunks[0])
-  return weights, limits, counts
+  keep_first = lambda first, _: first
+  find_weights = jax.jit(functools.partial(collect, weight, keep_first))
+  return find_weights(variables, chunks[0]), limits, counts
 
 
 def _check(name: str, value: str, choices: Sequence[str]) -> None:
