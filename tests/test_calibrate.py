@@ -14,7 +14,6 @@ from nemo_jax.quantization import fake_quant as fq
 WIDTHS = np.asarray(calibrate.WIDTHS)
 SHAPE = (40, 3)  # of most weights below, so that programs are compiled once
 PERCENTILE = 95.0
-ROUNDING = 1e-3  # of squared errors, by the last bit of a scale
 # By how much a percentile that lies between two of the 32 ends that are tried
 # may err less than either.
 GRID = 0.35
@@ -104,7 +103,9 @@ def test_least_squares_never_errs_more_than_min_max(scheme, axes, weight):
     squared_error(weight, weight_range(weight, method, scheme), axes)
     for method in ('least_squares', 'min_max')
   )
-  assert (least <= full * (1 + ROUNDING) + 1e-9).all()
+  # The last bit of a scale may differ, and with it every value that is held.
+  rounding = 2e-6 * np.linalg.norm(weight)
+  assert (np.sqrt(least) <= (1 + 1e-5) * np.sqrt(full) + rounding).all()
 
 
 @each_scheme
@@ -132,7 +133,7 @@ def test_least_squares_of_an_activation_errs_least(name):
     for m, table in tables.items()
   }
   least = binned['least_squares']
-  assert (least <= binned['min_max'] * (1 + ROUNDING)).all()
+  assert (least <= 1.001 * binned['min_max']).all()
   assert (least <= (1 + GRID) * binned['percentile']).all()
   # What holds of the histogram holds of the values, to within a bin; 8 bits
   # are eight bins a code.
@@ -224,7 +225,7 @@ def test_data_without_positives_use_every_code(method):
 
 @each_method
 @each_scheme
-@pytest.mark.parametrize('value', [0.0, 3.0, -3.0, 1e-30, 1e-44, 1e15])
+@pytest.mark.parametrize('value', [0.0, 3.0, -3.0, 1e-30, 1e-37, 1e-44, 1e15])
 def test_a_constant_tensor_has_a_usable_range(method, scheme, value):
   weight = np.full(SHAPE, value, np.float32)
   for table in (
@@ -233,7 +234,7 @@ def test_a_constant_tensor_has_a_usable_range(method, scheme, value):
   ):
     assert_usable(table)
     held, _ = held_and_codes(weight, table)
-    np.testing.assert_allclose(held, [weight] * len(WIDTHS), 1e-5, 1e-38)
+    np.testing.assert_allclose(held, [weight] * len(WIDTHS), 1e-5, 2e-37)
 
 
 @each_method

@@ -2,6 +2,7 @@
 
 import functools
 
+import evosax.algorithms
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -21,32 +22,6 @@ FAST = ['SSNE', 'SimpleGA', 'SNES', 'Open_ES']
 quickly = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
-# They are offered, but fail; see the reasons.
-BROKEN = {
-  'RandomSearch': 'TypeError: needs a sampling function',
-  'SV_CMA_ES': 'TypeError: needs a number of populations',
-  'SV_Open_ES': 'TypeError: needs a number of populations',
-}
-STUCK = {
-  'NoiseReuseES': 'asks the same until it is told, and is told nothing since '
-  'what it asks is known already',
-}
-
-
-def known_to_fail(names, reasons):
-  return [
-    pytest.param(
-      name,
-      marks=pytest.mark.xfail(
-        strict=True,
-        reason=reasons[name],
-        raises=TypeError if name in BROKEN else AssertionError,
-      )
-      if name in reasons
-      else (),
-    )
-    for name in names
-  ]
 
 
 @quickly
@@ -108,9 +83,7 @@ def test_three_generations(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'name', known_to_fail(neuroevolution.algorithms(), BROKEN | STUCK)
-)
+@pytest.mark.parametrize('name', neuroevolution.algorithms())
 def test_every_algorithm_searches(name):
   check(name, 15)
   # It does not ask the same for ever.
@@ -119,14 +92,19 @@ def test_every_algorithm_searches(name):
   assert not np.array_equal(first.argmax(-1), last.argmax(-1))
 
 
-@pytest.mark.parametrize(
-  'name', known_to_fail(neuroevolution.algorithms(), BROKEN)
-)
+@pytest.mark.parametrize('name', neuroevolution.algorithms())
 def test_every_algorithm_can_be_made(name):
   make(name)
 
 
 # What is refused.
+
+
+def test_only_what_a_population_size_is_enough_for_is_offered():
+  offered = neuroevolution.algorithms()
+  left_out = evosax.algorithms.algorithms.keys() - offered.keys()
+  assert left_out == {'RandomSearch', 'SV_CMA_ES', 'SV_Open_ES'}
+  assert 'SSNE' in offered
 
 
 def test_an_unknown_algorithm_lists_the_known():

@@ -1011,12 +1011,15 @@ def scaled(factor):
   return lambda v, x: jnp.pad(x * factor, 1)[1:-1, 1:-1] @ v['w'][0]
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'int32', 'bfloat16', 'bool'])
-def test_captured_scalars_are_fine(dtype):
-  for factor in (jnp.ones((), dtype), np.ones((), dtype), jnp.zeros((), dtype)):
-    quantized = structure(scaled(factor), STACK, ROWS)
-    assert names(quantized) == ['w:input', 'w']
-    assert_float_beyond_16_bits(quantized, scaled(factor), STACK, ROWS)
+@pytest.mark.parametrize(
+  'factor',
+  [jnp.ones(()), jnp.zeros(()), jnp.ones((), jnp.bfloat16), np.float32(1)],
+  ids=['one', 'zero', 'bfloat16', 'numpy'],
+)
+def test_captured_scalars_are_fine(factor):
+  quantized = structure(scaled(factor), STACK, ROWS)
+  assert names(quantized) == ['w:input', 'w']
+  assert_float_beyond_16_bits(quantized, scaled(factor), STACK, ROWS)
 
 
 def test_a_function_that_captured_a_traced_value_may_be_quantized():

@@ -46,7 +46,8 @@ def _symmetric(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
   """Scale that puts the larger of |low| and |high| on the last code."""
   middle = (fake_quant_lib.largest_code(bits) + 1) / 2
   bound = jnp.maximum(jnp.abs(low), jnp.abs(high))
-  scale = jnp.where(bound > 0, bound / (middle - 1), 1)
+  scale = bound / (middle - 1)
+  scale = jnp.where(scale > 0, scale, 1)  # also where it underflows
   return scale, jnp.broadcast_to(middle, scale.shape)
 
 
