@@ -1103,3 +1103,27 @@ def test_bits_of_the_wrong_shape_are_told_the_number_of_quantizers(
   _, variables, images, quantized = residual
   with pytest.raises(InputError, match='there are 8 quantizers'):
     quantized.apply(variables, images, jnp.full(shape, 8))
+
+
+def test_the_data_flow_of_an_addition_keeps_its_branches_apart():
+  variables = {name: normal(i, 4, 4) for i, name in enumerate('abc')}
+
+  def apply(v, x):
+    return (jnp.tanh(x @ v['a']) + jnp.sin(x @ v['b'])) @ v['c']
+
+  quantized = structure(apply, variables, normal(9, 8, 4), also=('add',))
+  known = names(quantized)
+  flow = quantized.data_flow_graph
+  edges = [
+    (known[i], known[j])
+    for i, j in zip(flow.senders, flow.receivers, strict=True)
+  ]
+  assert edges == [
+    ('a:input', 'a'),
+    ('a:input', 'b'),
+    ('a', 'add:lhs'),
+    ('b', 'add:rhs'),
+    ('add:lhs', 'c:input'),
+    ('add:rhs', 'c:input'),
+    ('c:input', 'c'),
+  ]

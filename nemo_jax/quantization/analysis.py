@@ -233,12 +233,13 @@ def analyze(
     sites += [
       Site(index, i, q) for i, q in zip(active + static, ids, strict=True)
     ]
-    sources = frozenset().union(*(ins[i].sources for i in active))
     operations.append(
       operations_lib.Operation(
         name=name,
         operands=tuple(ids),
-        sources=tuple(sorted(order[i] for i in sources)),
+        sources=tuple(
+          tuple(sorted(order[e] for e in ins[i].sources)) for i in active
+        ),
         parameters=quantizers[ids[-1]].elements if static else 0,
         **facts,
       )

@@ -57,16 +57,17 @@ def sequential_graph(analysis: Analysis) -> jraph.GraphsTuple:
 def data_flow_graph(analysis: Analysis) -> jraph.GraphsTuple:
   """One node a quantizer, with the edges along which data really flows.
 
-  Within an operation the activation leads to the weight; between operations
-  the last operand of the producer leads to the activations of the consumer.
-  On a network without branches this is the sequential graph.
+  Within an operation the activation leads to the weight. Between operations
+  what comes last in the producer, its weight or else its activations, leads to
+  the activation of the consumer. On a network without branches this is the
+  sequential graph.
   """
-  edges = []
+  edges, last = [], []
   for op in analysis.operations:
-    weights = [q for q in op.operands if analysis.quantizers[q].is_weight]
-    active = [q for q in op.operands if q not in weights]
+    active = op.operands[: len(op.sources)]
+    weights = op.operands[len(op.sources) :]
     edges += [(a, w) for a in active for w in weights]
-    for source in op.sources:
-      producer = analysis.operations[source].operands
-      edges += [(producer[-1], a) for a in active]
+    last.append(weights or active)
+    for activation, sources in zip(active, op.sources, strict=True):
+      edges += [(q, activation) for i in sources for q in last[i]]
   return _graph(_node_features(analysis), sorted(set(edges)))

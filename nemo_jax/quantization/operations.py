@@ -21,8 +21,10 @@ class Operation(NamedTuple):
 
   name: str
   kind: str  # one of KINDS
-  operands: tuple[int, ...]  # quantizers, in order of the operands
-  sources: tuple[int, ...]  # operations whose results reach this one
+  operands: tuple[int, ...]  # quantizers: of activations, then of a weight
+  sources: tuple[
+    tuple[int, ...], ...
+  ]  # operations that lead to each activation
   macs: int  # multiply-accumulates for one image; 0 for add and pool
   in_channels: int
   out_channels: int
