@@ -134,6 +134,8 @@ def run() -> None:
   mixed_precision.check_options(
     FLAGS.objectives, mixed_precision.DEFAULT_BIT_WIDTHS
   )
+  for folder in (FLAGS.workdir, FLAGS.cache):
+    runs.check_folder(folder)
   started_with = run_flags()
   runs.check_flags(FLAGS.workdir, started_with)
   seeds = [int(s) for s in FLAGS.seeds]

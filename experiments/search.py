@@ -243,7 +243,14 @@ def run() -> None:
   """The experiment."""
   generations = FLAGS.generations
   if FLAGS.evaluations:
-    generations = max(FLAGS.evaluations // FLAGS.population, 1)
+    generations = FLAGS.evaluations // FLAGS.population
+  if not generations:
+    raise InputError(
+      f'--evaluations={FLAGS.evaluations} is less than one generation of '
+      f'--population={FLAGS.population}'
+    )
+  if len(set(FLAGS.species)) < len(FLAGS.species):
+    raise InputError(f'species {", ".join(FLAGS.species)}: give each once')
   widths = [int(b) for b in FLAGS.bit_widths]
   builders = [species_lib.find(name) for name in FLAGS.species]
   nemo.check_size(FLAGS.population, len(builders))
@@ -253,6 +260,8 @@ def run() -> None:
       f'the first objective is {FLAGS.objectives[0]!r}; the choices are '
       f'{", ".join(mixed_precision.PERFORMANCE)}'
     )
+  for folder in (FLAGS.workdir, FLAGS.cache):
+    runs.check_folder(folder)
   started_with = run_flags()
   runs.check_flags(FLAGS.workdir, started_with)
   workload = workloads.load(FLAGS.workload, FLAGS.cache)
@@ -282,10 +291,12 @@ def run() -> None:
     f'{quantized.costs.macs.sum():,} MACs an image'
   )
   species = tuple(build(problem, FLAGS.population) for build in builders)
-  runs.write_flags(FLAGS.workdir, started_with)
-  state = search(problem, species, generations)
-  runs.write_front(FLAGS.workdir, describe(workload, quantized, problem, state))
-  summarise(FLAGS.workdir)
+  with runs.locked(FLAGS.workdir):
+    runs.write_flags(FLAGS.workdir, started_with)
+    state = search(problem, species, generations)
+    front = describe(workload, quantized, problem, state)
+    runs.write_front(FLAGS.workdir, front)
+    summarise(FLAGS.workdir)
 
 
 if __name__ == '__main__':

@@ -38,7 +38,9 @@ def topk_error(logits: Array, labels: Array, k: int) -> Array:
   """
   own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   ahead = jnp.sum(logits >= own, axis=-1) - 1
-  wrong = (ahead >= k) | ~jnp.all(jnp.isfinite(logits), axis=-1)
+  # A label that is no class reads as NaN.
+  known = jnp.isfinite(own) & jnp.all(jnp.isfinite(logits), axis=-1)
+  wrong = (ahead >= k) | ~known
   return jnp.mean(wrong, dtype=jnp.float32)
 
 
@@ -91,17 +93,44 @@ def check_options(objectives: Sequence[str], bit_widths: Sequence[int]) -> None:
       )
   if len(set(objectives)) != len(objectives) or len(objectives) < 2:
     raise InputError(
-      f'objectives are {", ".join(objectives)}; two or more, each once'
+      f'objectives are {list(objectives)}; give two or more, each once'
     )
   low, high = calibrate.WIDTHS[0], calibrate.WIDTHS[-1]
   widths = tuple(bit_widths)
-  if widths != tuple(sorted({b for b in widths if low <= b <= high})) or (
-    len(widths) < 2
+  known = sorted(set(range(low, high + 1)) & set(widths))
+  if widths != tuple(known) or len(widths) < 2:
+    raise InputError(
+      f'bit-widths are {list(widths)}; give two or more whole numbers, '
+      f'ascending, from {low} to {high}'
+    )
+
+
+def _check_labels(labels: Array, images: Array, num_classes: int) -> None:
+  """Raises `InputError` unless there is a class for each image."""
+  labels = np.asarray(labels)
+  if labels.shape != (len(images),):
+    raise InputError(
+      f'labels have shape {labels.shape}; there are {len(images)} images'
+    )
+  if not np.issubdtype(labels.dtype, np.integer) or not (
+    labels.min() >= 0 and labels.max() < num_classes
   ):
     raise InputError(
-      f'bit-widths are {", ".join(map(str, widths))}; two or more, ascending, '
-      f'from {low} to {high}'
+      f'labels go from {labels.min()} to {labels.max()}; classes are whole '
+      f'numbers from 0 to {num_classes - 1}'
     )
+
+
+def _check_allowed(allowed: Array, shape: tuple[int, int]) -> None:
+  """Raises `InputError` unless every node of `shape` [N, K] has a choice."""
+  if jnp.shape(allowed) != shape:
+    raise InputError(
+      f'allowed has shape {jnp.shape(allowed)}; quantizers and bit-widths '
+      f'make it {shape}'
+    )
+  if not np.all(np.any(allowed, axis=1)):
+    barred = np.flatnonzero(~np.any(allowed, axis=1))[0]
+    raise InputError(f'allowed leaves quantizer {barred} no bit-width')
 
 
 def make_problem(
@@ -133,16 +162,19 @@ def make_problem(
   """
   check_options(objectives, bit_widths)
   widths = tuple(bit_widths)
-  images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+  if not len(images):
+    raise InputError('make_problem needs at least one image')
+  images = jnp.asarray(images)
   data = Data(
     variables=jax.tree.map(jnp.asarray, variables),
     ranges=quantized.ranges,
     images=images,
-    labels=labels,
+    labels=jnp.asarray(labels, jnp.int32),
     logits=float_logits(quantized, variables, images),
     bit_widths=jnp.asarray(widths, jnp.int32),
   )
   classes = data.logits.shape[-1]
+  _check_labels(labels, images, classes)
   if 'top5_error' in objectives and classes <= 5:
     raise InputError(f'top5_error needs over 5 classes; there are {classes}')
   bounds = [_bounds(o, quantized, classes, widths[-1]) for o in objectives]
@@ -159,8 +191,9 @@ def make_problem(
       ]
     )
 
-  if allowed is None:
-    allowed = jnp.ones((len(quantized.quantizers), len(widths)), bool)
+  shape = (len(quantized.quantizers), len(widths))
+  allowed = np.ones(shape, bool) if allowed is None else allowed
+  _check_allowed(allowed, shape)
   graph = quantized.data_flow_graph if data_flow else quantized.sequential_graph
   ideal, reference = np.asarray(bounds, np.float32).T
   return Problem(
@@ -222,6 +255,7 @@ def accuracy(
     labels: [B] int32.
     choices: [P, N] int32.
   """
+  _check_labels(labels, images, problem.data.logits.shape[-1])
   data = problem.data._replace(images=images, labels=labels)
 
   @jax.jit

@@ -42,7 +42,9 @@ class State(NamedTuple):
 
 def check_size(population_size: int, species: int) -> None:
   """Raises `InputError` unless there are two places for each species."""
-  if not species or population_size < 2 * species:
+  if not species:
+    raise InputError('there are no species; give at least one')
+  if population_size < 2 * species:
     raise InputError(
       f'a population of {population_size} is too small for {species} '
       'species: each needs two places'
@@ -151,8 +153,14 @@ def _breed(keys, state, problem, species, batch_size):
     ),
     strict=True,
   )
-  asked = jnp.stack(asked)
   owners = state.population.species
+  for proposed in asked:
+    if proposed.shape[0] != owners.shape[0]:
+      raise InputError(
+        f'a species was made for a population of {proposed.shape[0]}; this '
+        f'one has {owners.shape[0]}'
+      )
+  asked = jnp.stack(asked)
   living = jnp.all(jnp.isfinite(state.population.objectives), axis=-1)
   archived = jnp.all(jnp.isfinite(state.archive.objectives), axis=-1)
   proposals = asked.reshape(-1, asked.shape[-1])

@@ -7,6 +7,7 @@ front.json      the result, when the run has ended
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -45,6 +46,37 @@ def _plain(value: Any) -> Any:
   return number if np.isfinite(number) else None
 
 
+def check_folder(path: str | os.PathLike) -> None:
+  """Raises `InputError` unless the folder is there or can be made."""
+  if not str(path):
+    raise InputError('the name of a folder is empty')
+  path = pathlib.Path(path).absolute()
+  there = next(p for p in (path, *path.parents) if p.exists())
+  if not there.is_dir() or not os.access(there, os.W_OK):
+    raise InputError(f'cannot use {path}: {there} is no folder to write to')
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+  """Makes a run's folder and keeps other processes out of it.
+
+  The lock goes with the process, however it ends.
+
+  Raises:
+    InputError: another process holds it, or the folder cannot be made.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+      file = stack.enter_context(open(pathlib.Path(workdir) / '.lock', 'w'))
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(f'another process is running in {workdir}') from error
+    except OSError as error:
+      raise InputError(f'cannot use {workdir}: {error.strerror}') from error
+    yield
+
+
 def check_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
   """Compares what a run in the folder was started with, if there is one.
 
@@ -57,8 +89,8 @@ def check_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
   if not path.exists():
     return
   try:
-    stored = json.loads(path.read_text())
-  except ValueError as error:
+    stored = dict(json.loads(path.read_text()))
+  except (TypeError, ValueError) as error:
     raise InputError(f'{path} is damaged: {error}') from error
   changed = [
     f'{name}={stored.get(name)!r} became {value!r}'
@@ -176,12 +208,14 @@ def append_metrics(workdir: str | os.PathLike, metrics: dict) -> None:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-  """The lines of metrics.jsonl; one that a kill cut short is left out."""
+  """The lines of metrics.jsonl; what is not a generation's is left out."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   lines = []
   for line in path.read_text().splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError):
-      lines.append(json.loads(line))
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+      metrics = json.loads(line)
+      int(metrics['generation'])
+      lines.append(metrics)
   return lines
 
 
@@ -237,8 +271,8 @@ def read_front(workdir: str | os.PathLike) -> dict[str, Any]:
   """
   path = pathlib.Path(workdir) / 'front.json'
   try:
-    front = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    front = dict(json.loads(path.read_text()))
+  except (OSError, TypeError, ValueError) as error:
     raise InputError(f'cannot read {path}: {error}') from error
   if front.get('version') != FRONT_VERSION:
     raise InputError(

@@ -186,6 +186,8 @@ def test_batches_of_candidates_score_the_same(problem):
     (('top1_error', 'size'), (8, 2), 'ascending'),
     (('top1_error', 'size'), (1, 8), 'from 2 to 16'),
     (('top1_error', 'size'), (8,), 'two or more'),
+    (('top1_error', 'size'), (2.5, 4), 'whole numbers'),
+    ((), (2, 8), 'two or more'),
   ],
 )
 def test_options_that_cannot_be_searched(objectives, widths, words):
@@ -198,9 +200,51 @@ def test_unknown_workloads_list_the_known(tmp_path):
     workloads.load('mnist', tmp_path)
 
 
-def test_damaged_weights_are_named(tmp_path, cache, digits):
+@pytest.mark.parametrize('damage', ['cut', 'other'])
+def test_damaged_weights_are_named(tmp_path, cache, digits, damage):
   del digits  # only makes sure that there are weights
-  source = max(cache.glob('digits-*.npz'))
-  (tmp_path / source.name).write_bytes(source.read_bytes()[:1000])
-  with pytest.raises(InputError, match=f'{source.name}.*delete it'):
+  source = max(cache.glob('digits-*.npz'), key=lambda p: p.stat().st_mtime)
+  path = tmp_path / source.name
+  if damage == 'cut':
+    path.write_bytes(source.read_bytes()[:1000])
+  else:
+    np.savez(path, a=np.ones(1))
+  with pytest.raises(InputError, match=f'{source.name}.*delete it') as caught:
     workloads.load('digits', tmp_path)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda y: y + 1, 'labels go from 1 to 10; classes are whole numbers'),
+    (lambda y: y - 1, 'labels go from -1 to 8'),
+    (lambda y: y + 0.5, 'whole numbers'),
+    (lambda y: y[:1], r'shape \(1,\); there are 400 images'),
+    (lambda y: y[:, None], r'shape \(400, 1\)'),
+  ],
+)
+def test_labels_that_are_no_classes_are_refused(
+  digits, quantized, change, words
+):
+  images, labels = digits.search
+  with pytest.raises(InputError, match=words):
+    mixed_precision.make_problem(
+      quantized, digits.variables, images, change(labels)
+    )
+
+
+def test_a_label_that_is_no_class_is_an_error():
+  logits = jnp.ones((3, 10))
+  assert mixed_precision.topk_error(logits, jnp.arange(10, 13), 1) == 1.0
+
+
+def test_choices_that_leave_nothing_are_refused(digits, quantized):
+  for allowed, words in (
+    (np.zeros((20, 7), bool), 'leaves quantizer 0 no bit-width'),
+    (np.ones((3, 7), bool), r'shape \(3, 7\); .* \(20, 7\)'),
+  ):
+    with pytest.raises(InputError, match=words):
+      mixed_precision.make_problem(
+        quantized, digits.variables, *digits.search, allowed=allowed
+      )

@@ -172,3 +172,38 @@ def test_writing_leaves_nothing_beside_the_file(tmp_path):
   runs.write_text(tmp_path / 'a.json', 'two')
   assert [p.name for p in tmp_path.iterdir()] == ['a.json']
   assert (tmp_path / 'a.json').read_text() == 'two'
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='file is no folder to write to'):
+    runs.check_folder(tmp_path / 'file' / 'run')
+  with pytest.raises(InputError, match='is empty'):
+    runs.check_folder('')
+  runs.check_folder(tmp_path / 'new' / 'run')
+  assert not (tmp_path / 'new').exists()
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+  with (
+    runs.locked(tmp_path),
+    pytest.raises(InputError, match='another process is running in'),
+    runs.locked(tmp_path),
+  ):
+    pass
+  with runs.locked(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize('content', ['[1]', '3', 'null', '{"a":1}', 'x'])
+def test_json_of_another_kind_is_refused_or_left_out(tmp_path, content):
+  (tmp_path / 'metrics.jsonl').write_text(content + '\n{"generation": 1}\n')
+  assert runs.read_metrics(tmp_path) == [{'generation': 1}]
+  for name, read in (
+    ('flags.json', lambda: runs.check_flags(tmp_path, {'seed': 0})),
+    ('front.json', lambda: runs.read_front(tmp_path)),
+  ):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+      read()
+    assert '\n' not in str(caught.value)

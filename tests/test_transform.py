@@ -1127,3 +1127,28 @@ def test_the_data_flow_of_an_addition_keeps_its_branches_apart():
     ('add:rhs', 'c:input'),
     ('c:input', 'c'),
   ]
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(bad):
+  def apply(v, x):
+    return (x @ v['a']) @ v['b']
+
+  variables = {'a': normal(0, 4, 4), 'b': normal(1, 4, 4)}
+  images = normal(2, 8, 4)
+  with pytest.raises(InputError, match='^a:input holds values'):
+    nemo_jax.quantize(apply, variables, images.at[0, 0].set(bad))
+  variables['b'] = variables['b'].at[0, 0].set(bad)
+  with pytest.raises(InputError, match='^b holds values'):
+    nemo_jax.quantize(apply, variables, images)
+
+
+@pytest.mark.parametrize(
+  'option', [{'chunk': 0}, {'percentile': 0}, {'percentile': 200}]
+)
+def test_numbers_out_of_range_are_refused(option):
+  variables = {'a': normal(0, 4, 4)}
+  with pytest.raises(InputError, match=f'{[*option][0]} is'):
+    nemo_jax.quantize(
+      lambda v, x: x @ v['a'], variables, normal(2, 8, 4), **option
+    )

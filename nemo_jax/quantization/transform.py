@@ -180,6 +180,11 @@ def quantize(
   _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
   for kind in also:
     _check('an entry of also', kind, operations_lib.OPTIONAL_KINDS)
+  if not 0 < percentile <= 100 or chunk < 1:
+    raise InputError(
+      f'percentile is {percentile}, chunk is {chunk}; they go from 0 to 100 '
+      'and from 1'
+    )
   if not len(images):
     raise InputError('quantize needs at least one image to calibrate with')
   images = jnp.asarray(images)
@@ -195,6 +200,9 @@ def quantize(
   )
 
   def range_of(index, quantizer):
+    seen = weights[index] if quantizer.is_weight else limits[index]
+    if not jnp.all(jnp.isfinite(seen)):
+      raise InputError(f'{quantizer.name} holds values that are not finite')
     if quantizer.is_weight:
       axes = quantizer.channel_axes
       return calibrate.weight_range(

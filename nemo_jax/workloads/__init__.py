@@ -28,7 +28,6 @@ class Workload(NamedTuple):
   name: str
   apply: Callable[[PyTree, Array], Array]  # (variables, images) -> logits
   variables: PyTree
-  num_classes: int
   train: Images  # trained on; calibrates the quantizers
   search: Images  # scores candidates
   test: Images  # scores the front, once, at the end
@@ -49,4 +48,7 @@ def load(name: str, cache: str | os.PathLike) -> Workload:
     raise InputError(
       f'unknown workload {name!r}; the choices are {", ".join(names())}'
     )
-  return importlib.import_module(f'{__name__}.{name}').load(cache)
+  try:
+    return importlib.import_module(f'{__name__}.{name}').load(cache)
+  except OSError as error:
+    raise InputError(f'cannot use {cache}: {error.strerror}') from error

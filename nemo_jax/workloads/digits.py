@@ -126,23 +126,37 @@ def _weights_file(cache: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(cache) / f'digits-{digest}.npz'
 
 
+def _read(path: pathlib.Path) -> PyTree:
+  """The variables in a file.
+
+  Raises:
+    InputError: it is damaged, or holds anything else.
+  """
+  shapes = jax.eval_shape(
+    Network().init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+  )
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      variables = flax.traverse_util.unflatten_dict(dict(stored), sep='/')
+    jax.tree.map(lambda x, like: x.reshape(like.shape), variables, shapes)
+  except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+    reason = str(error).splitlines()[0]
+    raise InputError(
+      f'{path} is damaged ({reason}); delete it to train again'
+    ) from error
+  return variables
+
+
 def load(cache: str | os.PathLike) -> Workload:
   """The workload; trains on first use and keeps the weights in `cache`."""
   train_images, search, test = split()
   path = _weights_file(cache)
   if path.exists():
-    try:
-      with np.load(path, allow_pickle=False) as stored:
-        flat = dict(stored)
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-      raise InputError(
-        f'{path} is damaged ({error}); delete it to train again'
-      ) from error
-    variables = flax.traverse_util.unflatten_dict(flat, sep='/')
+    variables = _read(path)
   else:
+    path.parent.mkdir(parents=True, exist_ok=True)
     variables = jax.device_get(train(train_images))
     flat = flax.traverse_util.flatten_dict(variables, sep='/')
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed, so that a kill leaves no half a file.
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
       np.savez(file, **flat)
@@ -152,7 +166,6 @@ def load(cache: str | os.PathLike) -> Workload:
     name='digits',
     apply=Network().apply,
     variables=variables,
-    num_classes=NUM_CLASSES,
     train=train_images,
     search=search,
     test=test,
