@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import fcntl
 import pathlib
 
 import hypothesis
@@ -22,4 +23,8 @@ def cache() -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def digits(cache) -> workloads.Workload:
-  return workloads.load('digits', cache)
+  """The workload; of several test processes one trains, the others wait."""
+  cache.mkdir(parents=True, exist_ok=True)
+  with open(cache / '.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return workloads.load('digits', cache)

@@ -201,7 +201,8 @@ def quantize(
 
   def range_of(index, quantizer):
     seen = weights[index] if quantizer.is_weight else limits[index]
-    if not jnp.all(jnp.isfinite(seen)):
+    traced = isinstance(seen, jax.core.Tracer)
+    if not traced and not jnp.all(jnp.isfinite(seen)):
       raise InputError(f'{quantizer.name} holds values that are not finite')
     if quantizer.is_weight:
       axes = quantizer.channel_axes
