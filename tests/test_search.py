@@ -242,7 +242,7 @@ def test_the_default_run_beats_every_uniform_configuration(search, tmp_path):
   ids=lambda flags: ' '.join(flags),
 )
 def test_options_run_to_the_end(search, tmp_path, flags):
-  done = search(tmp_path, '--population=8', '--generations=3', *flags)
+  done = search(tmp_path, '--population=12', '--generations=2', *flags)
   assert done.returncode == 0, done.stderr
   front = json.loads((tmp_path / 'front.json').read_text())
   assert front['evaluations'] == 24
