@@ -11,6 +11,7 @@ command resumes.
 import functools
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -18,16 +19,14 @@ import scipy.stats
 import tqdm
 from absl import flags
 
+from experiments import options
 from experiments.launch import launch
-from nemo_jax import mixed_precision, nemo, quantize, runs, workloads
+from nemo_jax import mixed_precision, nemo, runs
 from nemo_jax import species as species_lib
 from nemo_jax.evaluate import evaluate
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-  'workload', 'digits', f'network to compress: {", ".join(workloads.names())}'
-)
 flags.DEFINE_list(
   'methods',
   [
@@ -55,15 +54,8 @@ flags.DEFINE_list(
 flags.DEFINE_integer('population', 60, 'evaluations per generation', 2)
 flags.DEFINE_integer('generations', 30, 'generations of every run', 1)
 flags.DEFINE_string('workdir', 'runs/compare', 'where results are kept')
-flags.DEFINE_string('cache', 'runs/cache', 'where trained weights are kept')
 
 SCORES = ('search', 'test')
-
-
-def run_flags() -> dict:
-  """The flags that every cell depends on."""
-  names = ('workload', 'objectives', 'population', 'generations')
-  return {name: FLAGS[name].value for name in names}
 
 
 def run_method(problem, unseen, method: str, seeds, note):
@@ -134,20 +126,23 @@ def run() -> None:
   mixed_precision.check_options(
     FLAGS.objectives, mixed_precision.DEFAULT_BIT_WIDTHS
   )
-  for folder in (FLAGS.workdir, FLAGS.cache):
-    runs.check_folder(folder)
-  started_with = run_flags()
+  runs.check_folder(FLAGS.workdir)
+  here = sys.modules[__name__]
+  # Every cell depends on these; methods and seeds may be added.
+  started_with = options.values(here, without=('workdir', 'methods', 'seeds'))
   runs.check_flags(FLAGS.workdir, started_with)
   seeds = [int(s) for s in FLAGS.seeds]
-  workload = workloads.load(FLAGS.workload, FLAGS.cache)
-  started_with['weights'] = runs.digest(workload.variables)[:12]
+  workload = options.load_workload()
+  started_with['weights_digest'] = runs.digest(workload.variables)[:12]
   runs.check_flags(FLAGS.workdir, started_with)
-  quantized = quantize(
-    workload.apply, workload.variables, workload.train.images[:256]
-  )
+  quantized = options.quantize_workload(workload)
   problem, unseen = (
     mixed_precision.make_problem(
-      quantized, workload.variables, *images, objectives=FLAGS.objectives
+      quantized,
+      workload.variables,
+      *images,
+      objectives=FLAGS.objectives,
+      images_at_once=options.images_at_once(quantized),
     )
     for images in (workload.search, workload.test)
   )

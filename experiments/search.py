@@ -18,25 +18,15 @@ import numpy as np
 import tqdm
 from absl import flags
 
+from experiments import options
 from experiments.launch import launch
-from nemo_jax import (
-  mixed_precision,
-  nemo,
-  quantize,
-  report,
-  runs,
-  workloads,
-)
+from nemo_jax import mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
 from nemo_jax.evaluate import evaluate
-from nemo_jax.quantization import calibrate, operations
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-  'workload', 'digits', f'network to compress: {", ".join(workloads.names())}'
-)
 flags.DEFINE_list(
   'species',
   ['direct', 'floor', 'gcn', 'graph_unet', 'boltzmann'],
@@ -63,24 +53,6 @@ flags.DEFINE_integer(
   1,
 )
 flags.DEFINE_integer('seed', 0, 'seed of the search')
-flags.DEFINE_enum(
-  'calibration',
-  'least_squares',
-  calibrate.METHODS,
-  'how ranges are chosen from the calibration images',
-)
-flags.DEFINE_enum(
-  'weight_scheme',
-  'symmetric',
-  calibrate.SCHEMES,
-  'weights: symmetric per output channel, or asymmetric per tensor',
-)
-flags.DEFINE_list(
-  'also_quantize',
-  [],
-  'operations beside convolutions and matrix products whose inputs are '
-  f'quantized: {", ".join(operations.OPTIONAL_KINDS)}',
-)
 flags.DEFINE_bool(
   'data_flow', False, 'searchers see the data-flow graph, not the chain'
 )
@@ -93,10 +65,12 @@ flags.register_validator(
   lambda words: all(word.isdecimal() for word in words),
   'whole numbers, such as 2,4,8',
 )
-flags.DEFINE_string('workdir', 'runs/digits', 'where the run is kept')
-flags.DEFINE_string('cache', 'runs/cache', 'where trained weights are kept')
+flags.DEFINE_string(
+  'workdir', None, 'where the run is kept; runs/WORKLOAD if absent'
+)
 
-CALIBRATION_IMAGES = 256
+
+IMAGE_USES = ('calibration', 'search', 'test')
 
 
 @contextlib.contextmanager
@@ -108,10 +82,9 @@ def stage(name: str):
   print(f'{time.monotonic() - start:.1f} s', flush=True)
 
 
-def run_flags() -> dict:
-  """The flags that make a run what it is: all of ours but the folders."""
-  own = FLAGS.get_flags_for_module(sys.modules[__name__])
-  return {f.name: f.value for f in own if f.name not in ('workdir', 'cache')}
+def workdir() -> str:
+  """The folder of the run."""
+  return FLAGS.workdir or os.path.join('runs', FLAGS.workload)
 
 
 def search(problem, species, generations: int):
@@ -122,13 +95,13 @@ def search(problem, species, generations: int):
   state = jax.jit(
     nemo.init, static_argnames=('species', 'population_size', 'archive_size')
   )(init_key, problem, species, FLAGS.population, archive)
-  checkpoints = runs.open_checkpoints(FLAGS.workdir)
+  checkpoints = runs.open_checkpoints(workdir())
   state, damaged = runs.restore(checkpoints, state)
   for line in damaged:
     print(f'{line}; going back to the one before')
   done = int(state.generation)
   runs.discard_after(checkpoints, done)
-  runs.rewind_metrics(FLAGS.workdir, done)
+  runs.rewind_metrics(workdir(), done)
   if done >= generations:
     print(f'all {generations} generations of this run are done')
     return state
@@ -153,9 +126,7 @@ def search(problem, species, generations: int):
     unit='eval',
     disable=None,
   ) as bar:
-    stored = runs.evolve(
-      FLAGS.workdir, checkpoints, advance, state, generations
-    )
+    stored = runs.evolve(workdir(), checkpoints, advance, state, generations)
     for last, metrics in stored:
       state = last
       bar.set_postfix(
@@ -172,28 +143,34 @@ def describe(workload, quantized, problem, state) -> dict:
   rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
   rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
   uniform = np.asarray(mixed_precision.uniform(problem))
-  choices = np.concatenate([uniform, archive.choices[rows]])
-  test = workload.test
-  accuracy = mixed_precision.accuracy(
-    quantized, problem, test.images, test.labels, choices
-  )
   uniform_values = jax.jit(evaluate)(problem, uniform)
   values = np.concatenate([uniform_values, archive.objectives[rows]])
   widths = np.asarray(problem.data.bit_widths)
+  bits = widths[np.concatenate([uniform, archive.choices[rows]])]
+  accuracy = mixed_precision.accuracy(
+    quantized,
+    workload.variables,
+    *workload.test,
+    np.concatenate([[mixed_precision.float_bits(quantized)], bits]),
+    images_at_once=options.images_at_once(quantized),
+  )
+  on_test = [{'test_accuracy': a, 'test_top5_accuracy': b} for a, b in accuracy]
   points = [
-    {'bits': widths[c], 'objectives': o, 'test_accuracy': a}
-    for c, o, a in zip(choices, values, accuracy, strict=True)
+    {'bits': b, 'objectives': o} | a
+    for b, o, a in zip(bits, values, on_test[1:], strict=True)
   ]
   front = points[len(uniform) :]
   for point, row in zip(front, rows, strict=True):
     point['species'] = FLAGS.species[archive.species[row]]
   volume = lambda rows: nemo.hypervolume(problem, rows)
   exact = values.shape[1] in (2, 3)
+  images = {use: len(getattr(workload, use).labels) for use in IMAGE_USES}
   return {
     'workload': workload.name,
     'seed': FLAGS.seed,
     'evaluations': int(state.evaluations.sum()),
     'failures': int(state.failures),
+    'images': images | {'size': workload.search.images.shape[1]},
     'objective_names': problem.objective_names,
     'ideal': problem.ideal,
     'reference': problem.reference,
@@ -203,25 +180,24 @@ def describe(workload, quantized, problem, state) -> dict:
     'species': FLAGS.species,
     'hypervolume': volume(values[len(uniform) :]) if exact else None,
     'uniform_hypervolume': volume(values[: len(uniform)]) if exact else None,
-    'float': mixed_precision.float_point(
-      problem, workload.apply, test.images, test.labels
-    ),
+    'float': {'objectives': mixed_precision.float_objectives(problem)}
+    | on_test[0],
     'uniform': points[: len(uniform)],
     'points': front,
   }
 
 
-def summarise(workdir: str) -> None:
+def summarise(folder: str) -> None:
   """Draws the pictures of a finished run and prints what it found."""
-  front = runs.read_front(workdir)
+  front = runs.read_front(folder)
   chosen = report.choose_points(front, (8, 6, 4, 2))
   pictures = [
-    report.plot_front(workdir, front),
-    report.plot_projections(workdir, front),
-    report.plot_species(workdir, front, runs.read_metrics(workdir)),
+    report.plot_front(folder, front),
+    report.plot_projections(folder, front),
+    report.plot_species(folder, front, runs.read_metrics(folder)),
   ]
   if chosen:
-    pictures.append(report.plot_bits(workdir, front, chosen))
+    pictures.append(report.plot_bits(folder, front, chosen))
   print()
   print(report.table(front, chosen))
   print()
@@ -234,7 +210,7 @@ def summarise(workdir: str) -> None:
       f'hypervolume {front["hypervolume"]:.4f}; all uniform configurations '
       f'together {front["uniform_hypervolume"]:.4f}'
     )
-  print(f'front     {os.path.join(workdir, "front.json")}')
+  print(f'front     {os.path.join(folder, "front.json")}')
   for path in filter(None, pictures):
     print(f'picture   {path}')
 
@@ -260,23 +236,17 @@ def run() -> None:
       f'the first objective is {FLAGS.objectives[0]!r}; the choices are '
       f'{", ".join(mixed_precision.PERFORMANCE)}'
     )
-  for folder in (FLAGS.workdir, FLAGS.cache):
-    runs.check_folder(folder)
-  started_with = run_flags()
-  runs.check_flags(FLAGS.workdir, started_with)
-  workload = workloads.load(FLAGS.workload, FLAGS.cache)
+  runs.check_folder(workdir())
+  here = sys.modules[__name__]
+  started_with = options.values(here, without=('workdir',))
+  runs.check_flags(workdir(), started_with)
+  workload = options.load_workload()
   # Weights that were trained anew would make it another search.
-  started_with['weights'] = runs.digest(workload.variables)[:12]
-  runs.check_flags(FLAGS.workdir, started_with)
+  started_with['weights_digest'] = runs.digest(workload.variables)[:12]
+  runs.check_flags(workdir(), started_with)
   with stage('calibrating the quantizers'):
-    quantized = quantize(
-      workload.apply,
-      workload.variables,
-      workload.train.images[:CALIBRATION_IMAGES],
-      also=FLAGS.also_quantize,
-      calibration=FLAGS.calibration,
-      weight_scheme=FLAGS.weight_scheme,
-    )
+    quantized = options.quantize_workload(workload)
+    at_once = options.images_at_once(quantized, FLAGS.batch_size or 1)
     problem = mixed_precision.make_problem(
       quantized,
       workload.variables,
@@ -284,19 +254,22 @@ def run() -> None:
       objectives=FLAGS.objectives,
       bit_widths=widths,
       data_flow=FLAGS.data_flow,
+      images_at_once=at_once,
     )
   print(
     f'{workload.name}: {len(quantized.quantizers)} quantizers, '
     f'{quantized.costs.parameters:,} parameters, '
     f'{quantized.costs.macs.sum():,} MACs an image'
   )
+  count = len(workload.search.labels)
+  print(f'{count} images score a candidate, {min(at_once, count)} at once')
   species = tuple(build(problem, FLAGS.population) for build in builders)
-  with runs.locked(FLAGS.workdir):
-    runs.write_flags(FLAGS.workdir, started_with)
+  with runs.locked(workdir()):
+    runs.write_flags(workdir(), started_with)
     state = search(problem, species, generations)
     front = describe(workload, quantized, problem, state)
-    runs.write_front(FLAGS.workdir, front)
-    summarise(FLAGS.workdir)
+    runs.write_front(workdir(), front)
+    summarise(workdir())
 
 
 if __name__ == '__main__':

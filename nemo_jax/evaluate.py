@@ -1,6 +1,9 @@
-"""A whole population through `problem.evaluate`."""
+"""A whole population through `problem.evaluate`, and many images in chunks."""
+
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from nemo_jax.base import Array, Problem
 
@@ -19,3 +22,23 @@ def evaluate(
   """
   one = lambda candidate: problem.evaluate(problem.data, candidate)
   return jax.lax.map(one, choices, batch_size=batch_size)
+
+
+def in_chunks(
+  apply: Callable[[Array], Array], images: Array, chunk: int
+) -> Array:
+  """What `apply` makes of images [B, ...], at most `chunk` of them at once.
+
+  The chunks are of one size, as even as can be; the last is filled up with
+  copies of the last image. There are two at least, for what does not depend on
+  the images, such as a quantized weight, is then computed once, before the
+  loop; XLA would else fuse it into every use.
+  """
+  count = len(images)
+  if count == 1:
+    return apply(images)
+  chunks = max(2, -(-count // chunk))
+  size = -(-count // chunks)
+  rows = jnp.minimum(jnp.arange(chunks * size), count - 1)
+  outputs = jax.lax.map(lambda r: apply(images[r]), rows.reshape(chunks, size))
+  return outputs.reshape(-1, *outputs.shape[2:])[:count]

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from nemo_jax import memory
 from nemo_jax.base import Array, InputError, Problem, PyTree
+from nemo_jax.evaluate import in_chunks
 from nemo_jax.quantization import calibrate, costs
 from nemo_jax.quantization.transform import Quantized
 
@@ -17,6 +19,8 @@ COSTS = ('size', 'bit_operations', 'bit_operations_larger')
 OBJECTIVES = PERFORMANCE + COSTS
 DEFAULT_OBJECTIVES = ('top1_error', 'size', 'bit_operations')
 DEFAULT_BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+# That `accuracy` sends to the device in one block of images.
+CHUNKS = 16
 
 
 class Data(NamedTuple):
@@ -30,8 +34,8 @@ class Data(NamedTuple):
   bit_widths: Array  # [K] int32
 
 
-def topk_error(logits: Array, labels: Array, k: int) -> Array:
-  """float32[]: share of the images whose label is not among the k best.
+def in_top_k(logits: Array, labels: Array, k: int) -> Array:
+  """bool[B]: whether the label is among the k best.
 
   A label ties with another class to its own disadvantage, and logits that are
   not finite are wrong, so that a network that says nothing scores nothing.
@@ -39,9 +43,13 @@ def topk_error(logits: Array, labels: Array, k: int) -> Array:
   own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   ahead = jnp.sum(logits >= own, axis=-1) - 1
   # A label that is no class reads as NaN.
-  known = jnp.isfinite(own) & jnp.all(jnp.isfinite(logits), axis=-1)
-  wrong = (ahead >= k) | ~known
-  return jnp.mean(wrong, dtype=jnp.float32)
+  known = jnp.isfinite(own[:, 0]) & jnp.all(jnp.isfinite(logits), axis=-1)
+  return (ahead < k) & known
+
+
+def topk_error(logits: Array, labels: Array, k: int) -> Array:
+  """float32[]: share of the images whose label is not among the k best."""
+  return jnp.mean(~in_top_k(logits, labels, k), dtype=jnp.float32)
 
 
 def _performance(name: str, logits: Array, data: Data) -> Array:
@@ -143,6 +151,7 @@ def make_problem(
   bit_widths: Sequence[int] = DEFAULT_BIT_WIDTHS,
   allowed: Array | None = None,
   data_flow: bool = False,
+  images_at_once: int | None = None,
 ) -> Problem:
   """The search for the bit-widths of a network's quantizers.
 
@@ -155,6 +164,8 @@ def make_problem(
     bit_widths: what there is to choose from, ascending.
     allowed: bool[N, K], what the target can run; everything if absent.
     data_flow: searchers see the graph of the data flow, not the chain.
+    images_at_once: how many a candidate is shown at once; what the memory of
+      the device holds if absent.
 
   Raises:
     InputError: an objective is unknown or repeated, or the bit-widths are not
@@ -164,13 +175,14 @@ def make_problem(
   widths = tuple(bit_widths)
   if not len(images):
     raise InputError('make_problem needs at least one image')
+  chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
   images = jnp.asarray(images)
   data = Data(
     variables=jax.tree.map(jnp.asarray, variables),
     ranges=quantized.ranges,
     images=images,
     labels=jnp.asarray(labels, jnp.int32),
-    logits=float_logits(quantized, variables, images),
+    logits=float_logits(quantized, variables, images, chunk),
     bit_widths=jnp.asarray(widths, jnp.int32),
   )
   classes = data.logits.shape[-1]
@@ -181,7 +193,10 @@ def make_problem(
 
   def evaluate(data: Data, choices: Array) -> Array:
     bits = data.bit_widths[choices]
-    logits = quantized.apply(data.variables, data.images, bits, data.ranges)
+    apply = lambda images: quantized.apply(
+      data.variables, images, bits, data.ranges
+    )
+    logits = in_chunks(apply, data.images, chunk)
     return jnp.stack(
       [
         _cost(name, quantized.costs, bits)
@@ -207,30 +222,34 @@ def make_problem(
   )
 
 
-def float_logits(quantized: Quantized, variables: PyTree, images: Array):
-  """float32[B, C]: what the network says at more bits than any quantizer."""
-  bits = jnp.full(len(quantized.quantizers), calibrate.WIDTHS[-1] + 1)
-  logits = jax.jit(quantized.apply)(variables, images, bits)
-  return logits.astype(jnp.float32)
+def float_bits(quantized: Quantized) -> np.ndarray:
+  """int32[N]: more bits than any quantizer has, which switches them off."""
+  count = len(quantized.quantizers)
+  return np.full(count, calibrate.WIDTHS[-1] + 1, np.int32)
 
 
-def float_point(problem: Problem, apply, images: Array, labels: Array) -> dict:
-  """The float network beside the points of a front: its objectives, accuracy.
+def float_logits(
+  quantized: Quantized, variables: PyTree, images: Array, images_at_once: int
+) -> Array:
+  """float32[B, C]: what the network says in float."""
+  bits = float_bits(quantized)
 
-  Args:
-    problem: from `make_problem`.
-    apply: (variables, images) -> logits, unquantized.
-    images: [B, ...], the images that accuracy is reported on.
-    labels: [B] int32.
-  """
-  data = problem.data
-  objectives = [
-    1.0 if name in COSTS else _performance(name, data.logits, data)
+  @jax.jit
+  def run(variables, images):
+    apply = lambda images: quantized.apply(variables, images, bits)
+    return in_chunks(apply, images, images_at_once)
+
+  return run(variables, images).astype(jnp.float32)
+
+
+def float_objectives(problem: Problem) -> list[float]:
+  """The objectives of the float network, whose costs are 1."""
+  return [
+    1.0
+    if name in COSTS
+    else float(_performance(name, problem.data.logits, problem.data))
     for name in problem.objective_names
   ]
-  logits = jax.jit(apply)(data.variables, images)
-  error = topk_error(logits, jnp.asarray(labels), 1)
-  return {'objectives': objectives, 'test_accuracy': 1 - error}
 
 
 def uniform(problem: Problem) -> Array:
@@ -241,28 +260,56 @@ def uniform(problem: Problem) -> Array:
 
 def accuracy(
   quantized: Quantized,
-  problem: Problem,
-  images: Array,
-  labels: Array,
-  choices: Array,
+  variables: PyTree,
+  images: np.ndarray,
+  labels: np.ndarray,
+  bits: np.ndarray,
+  *,
+  images_at_once: int | None = None,
 ) -> np.ndarray:
-  """float32[P]: top-1 accuracy of configurations on other images.
+  """float32[P, 2]: top-1 and top-5 accuracy of configurations.
+
+  Images may be more than the device holds: they come to it block by block.
 
   Args:
     quantized: from `quantize`.
-    problem: from `make_problem`, for the variables, ranges and bit-widths.
+    variables: of the network.
     images: [B, ...].
-    labels: [B] int32.
-    choices: [P, N] int32.
+    labels: [B] int.
+    bits: [P, N] int32; `float_bits` for the float network.
+    images_at_once: as for `make_problem`.
+
+  Raises:
+    InputError: there is not a class for each image.
   """
-  _check_labels(labels, images, problem.data.logits.shape[-1])
-  data = problem.data._replace(images=images, labels=labels)
+  chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
 
   @jax.jit
-  def score(data, choices):
-    bits = data.bit_widths[choices]
-    logits = quantized.apply(data.variables, data.images, bits, data.ranges)
-    return 1 - topk_error(logits, data.labels, 1)
+  def hits(variables, images, labels, bits):
+    apply = lambda images: quantized.apply(variables, images, bits)
+    logits = in_chunks(apply, images, chunk).astype(jnp.float32)
+    return jnp.stack([in_top_k(logits, labels, k) for k in (1, 5)])
 
-  bar = tqdm.tqdm(choices, desc='scoring the front', disable=None)
-  return np.asarray([score(data, row) for row in bar], np.float32)
+  shape = jax.eval_shape(
+    quantized.apply, variables, jnp.asarray(images[:1]), bits[0]
+  )
+  _check_labels(labels, images, shape.shape[-1])
+  variables = jax.tree.map(jnp.asarray, variables)
+  counts = np.zeros((len(bits), 2), np.int64)
+  with tqdm.tqdm(
+    total=len(bits) * len(images),
+    desc='scoring',
+    unit='image',
+    disable=None,
+  ) as bar:
+    block = min(CHUNKS * chunk, len(images))
+    for start in range(0, len(images), block):
+      count = min(block, len(images) - start)
+      # The last block is filled up, so that one program serves all.
+      rows = np.minimum(np.arange(start, start + block), len(images) - 1)
+      part = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
+      for i, row in enumerate(bits):
+        right = hits(variables, *part, row)[:, :count]
+        counts[i] += np.asarray(right).sum(axis=1)
+        bar.update(count)
+  return (counts / len(images)).astype(np.float32)

@@ -1,30 +1,62 @@
 """What several test files share."""
 
+import contextlib
 import fcntl
+import os
 import pathlib
 
 import hypothesis
 import pytest
 
-from nemo_jax import workloads
+ROOT = pathlib.Path(__file__).parent.parent
+CACHE = ROOT / 'runs' / 'cache'
+# Programs are compiled once for all processes, those that tests start as well.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+from nemo_jax import data, workloads  # noqa: E402
 
 # A machine under load is no reason to fail.
 hypothesis.settings.register_profile('tests', deadline=None)
 hypothesis.settings.load_profile('tests')
 
-ROOT = pathlib.Path(__file__).parent.parent
+SHARED = ROOT.parent / 'shared' / 'data'
+
+
+@contextlib.contextmanager
+def alone(name: str):
+  """Of several test processes one goes on, the others wait."""
+  CACHE.mkdir(parents=True, exist_ok=True)
+  with open(CACHE / f'.{name}.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 @pytest.fixture(scope='session')
 def cache() -> pathlib.Path:
   """The folder of trained weights, the one that `make search` uses."""
-  return ROOT / 'runs' / 'cache'
+  return CACHE
 
 
 @pytest.fixture(scope='session')
 def digits(cache) -> workloads.Workload:
-  """The workload; of several test processes one trains, the others wait."""
-  cache.mkdir(parents=True, exist_ok=True)
-  with open(cache / '.lock', 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  """The workload; one process trains."""
+  with alone('digits'):
     return workloads.load('digits', cache)
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+  """The folder of real images and weights, which are no part of the project."""
+  if not SHARED.is_dir():
+    pytest.skip(f'needs real images and weights in {SHARED}')
+  return SHARED
+
+
+@pytest.fixture(scope='session')
+def imagenet_tfds(shared, cache) -> pathlib.Path:
+  """ImageNet's training images as TFDS's own builder prepares them."""
+  with alone('tfds'):
+    tars = str(shared / 'imagenet')
+    return data.prepare('imagenet2012', str(cache / 'tfds'), tars)

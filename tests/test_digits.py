@@ -10,13 +10,14 @@ import pytest
 from nemo_jax import InputError, mixed_precision, quantize, workloads
 from nemo_jax.evaluate import evaluate
 from nemo_jax.quantization import costs
+from nemo_jax.workloads import digits as digits_lib
 
 UNIFORM_8 = 6  # index of 8 bits among 2..8
 
 
 @pytest.fixture(scope='module')
 def quantized(digits):
-  return quantize(digits.apply, digits.variables, digits.train.images[:128])
+  return quantize(digits.apply, digits.variables, digits.calibration.images)
 
 
 @pytest.fixture(scope='module')
@@ -44,18 +45,20 @@ def test_the_network_is_accurate_on_images_it_never_saw(digits):
 
 
 def test_images_of_the_three_uses_are_apart(digits):
-  rows = [
-    {image.tobytes() for image in part.images}
-    for part in (digits.train, digits.search, digits.test)
-  ]
-  assert not rows[0] & rows[1]
-  assert not rows[0] & rows[2]
-  assert not rows[1] & rows[2]
-  assert sum(map(len, rows)) == 1797
+  train, search, test = (
+    {image.tobytes() for image in part.images} for part in digits_lib.split()
+  )
+  assert not train & search
+  assert not train & test
+  assert not search & test
+  assert len(train) + len(search) + len(test) == 1797
+  assert {x.tobytes() for x in digits.calibration.images} < train
+  assert {x.tobytes() for x in digits.search.images} == search
+  assert {x.tobytes() for x in digits.test.images} == test
 
 
-def test_classes_are_in_balance(digits):
-  for part in (digits.train, digits.search, digits.test):
+def test_classes_are_in_balance():
+  for part in digits_lib.split():
     counts = np.bincount(part.labels, minlength=10)
     assert counts.max() - counts.min() <= 0.1 * len(part.labels)
 
@@ -83,14 +86,17 @@ def test_macs_by_hand(quantized):
 
 
 def test_eight_bits_are_within_a_point_of_float(digits, quantized, problem):
-  choices = mixed_precision.uniform(problem)[UNIFORM_8:]
-  accuracy = mixed_precision.accuracy(
-    quantized, problem, digits.test.images, digits.test.labels, choices
+  plain = mixed_precision.float_bits(quantized)
+  bits = np.stack([plain, np.full_like(plain, 8)])
+  scores = mixed_precision.accuracy(
+    quantized, digits.variables, *digits.test, bits
   )
-  plain = mixed_precision.float_point(
-    problem, digits.apply, digits.test.images, digits.test.labels
-  )
-  assert abs(accuracy[0] - plain['test_accuracy']) <= 0.01
+  top1, top5 = scores.T
+  assert abs(top1[0] - top1[1]) <= 0.01
+  assert np.all(top5 >= top1)
+  logits = jax.jit(digits.apply)(digits.variables, digits.test.images)
+  error = mixed_precision.topk_error(logits, digits.test.labels, 1)
+  assert top1[0] == np.float32(1 - error)
 
 
 def test_beyond_sixteen_bits_the_network_is_the_float_one(digits, quantized):

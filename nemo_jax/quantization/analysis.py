@@ -35,6 +35,7 @@ class Quantizer(NamedTuple):
   name: str  # the weight's path, or its first consumer's and the operand
   is_weight: bool
   channel_axes: tuple[int, ...]  # of the operand: axes with a scale an index
+  channels: int  # indices along those axes, 1 without
   elements: int  # in the tensor; for an activation, of one image
 
 
@@ -205,7 +206,7 @@ def analyze(
       elements = math.prod(avals[value.root].shape)
       elements //= batch if value.dynamic else 1
       name = _unique(name, taken)
-      quantizers.append(Quantizer(name, not value.dynamic, (), elements))
+      quantizers.append(Quantizer(name, not value.dynamic, (), 1, elements))
     return index_of[value.root]
 
   for index in consumers:
@@ -227,8 +228,10 @@ def analyze(
       ids.append(quantizer_of(ins[i], f'{name}:{tail}'))
     for i in static:
       ids.append(quantizer_of(ins[i], weight_name(ins[i])))
-      layout = (operations_lib.channel_axes(equation, i), ins[i].view)
-      layouts.setdefault(ids[-1], set()).add(layout)
+      axes = operations_lib.channel_axes(equation, i)
+      shape = avals[equation.inputs[i]].shape
+      channels = math.prod(shape[a] for a in axes)
+      layouts.setdefault(ids[-1], set()).add((axes, channels, ins[i].view))
       absorbed |= ins[i].leaves
     sites += [
       Site(index, i, q) for i, q in zip(active + static, ids, strict=True)
@@ -246,7 +249,9 @@ def analyze(
     )
 
   for quantizer, seen in layouts.items():
-    axes = next(iter(seen))[0] if len(seen) == 1 else ()
-    quantizers[quantizer] = quantizers[quantizer]._replace(channel_axes=axes)
+    axes, channels, _ = next(iter(seen)) if len(seen) == 1 else ((), 1, ())
+    quantizers[quantizer] = quantizers[quantizer]._replace(
+      channel_axes=axes, channels=channels
+    )
   kept = tuple(i for i in range(len(leaf_names)) if i not in absorbed)
   return Analysis(tuple(quantizers), tuple(operations), tuple(sites), kept)

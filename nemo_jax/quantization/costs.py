@@ -26,8 +26,7 @@ class Costs(NamedTuple):
 def count(
   analysis: analysis_lib.Analysis,
   leaf_sizes: Sequence[int],
-  scale_counts: Sequence[int],
-  has_zero_point: Sequence[bool],
+  affine_weights: bool = False,
 ) -> Costs:
   """The costs of an analyzed network.
 
@@ -40,14 +39,15 @@ def count(
     analysis: from `analysis.analyze`.
     leaf_sizes: parameters in each leaf of the variables, 0 for a leaf that
       holds no parameters.
-    scale_counts: scales of each quantizer.
-    has_zero_point: whether each quantizer stores zero points.
+    affine_weights: weights have one scale a tensor and a zero point, not a
+      scale for each channel.
   """
   quantizers = analysis.quantizers
   elements = [q.elements if q.is_weight else 0 for q in quantizers]
   kept = sum(leaf_sizes[i] for i in analysis.kept)
-  constants = sum(scale_counts) + sum(
-    n for n, z in zip(scale_counts, has_zero_point, strict=True) if z
+  symmetric = [q.is_weight and not affine_weights for q in quantizers]
+  constants = sum(
+    q.channels if s else 2 for q, s in zip(quantizers, symmetric, strict=True)
   )
   products = [op for op in analysis.operations if op.macs]
   return Costs(

@@ -1,5 +1,6 @@
 """A traced JAX function as a flat list of equations that can be intercepted."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -121,10 +122,50 @@ def flatten(closed: jex.core.ClosedJaxpr) -> Program:
   return Program(tuple(equations), constants, inputs, outputs, avals)
 
 
+def peak_bytes(program: Program) -> int:
+  """Bytes of the values computed from the images that are alive at once.
+
+  An upper bound of what a compiler that fuses and reuses needs for them; its
+  own scratch space comes on top.
+  """
+  images = program.inputs[-1]
+  last = {slot: len(program.equations) for slot in program.outputs}
+  for index, equation in reversed(list(enumerate(program.equations))):
+    for slot in equation.inputs:
+      last.setdefault(slot, index)
+  size = lambda slot: (
+    math.prod(program.avals[slot].shape) * program.avals[slot].dtype.itemsize
+  )
+  alive, dynamic = {images}, {images}
+  total = most = size(images)
+  for index, equation in enumerate(program.equations):
+    if dynamic.isdisjoint(equation.inputs):
+      continue
+    made = [slot for slot in equation.outputs if slot in last]
+    dynamic |= set(made)
+    alive |= set(made)
+    total += sum(map(size, made))
+    most = max(most, total)
+    done = {s for s in equation.inputs if s in alive and last[s] == index}
+    alive -= done
+    total -= sum(map(size, done))
+  return most
+
+
+def bind(equation: Equation, operands: Sequence[jax.Array]) -> list[jax.Array]:
+  """The outputs of an equation as it was traced."""
+  primitive = equation.eqn.primitive
+  result = primitive.bind(
+    *operands, **primitive.get_bind_params(equation.params)
+  )
+  return result if primitive.multiple_results else [result]
+
+
 def run(
   program: Program,
   arguments: Sequence[jax.Array],
   intercept: Callable[[int, list[jax.Array]], list[jax.Array]],
+  execute: Callable[[Equation, list[jax.Array]], list[jax.Array]] = bind,
 ) -> list[jax.Array]:
   """The outputs of a program, each equation's inputs passed by `intercept`.
 
@@ -132,15 +173,13 @@ def run(
     program: what to run.
     arguments: one array for each of `program.inputs`.
     intercept: (index of the equation, its inputs) -> the inputs to use.
+    execute: (equation, inputs) -> outputs.
   """
   values = dict(program.constants)
   values.update(zip(program.inputs, arguments, strict=True))
-  for index, (eqn, ins, outs) in enumerate(program.equations):
-    operands = intercept(index, [values[slot] for slot in ins])
-    with eqn.ctx.manager:
-      result = eqn.primitive.bind(
-        *operands, **eqn.primitive.get_bind_params(eqn.params)
-      )
-    result = result if eqn.primitive.multiple_results else [result]
-    values.update(zip(outs, result, strict=True))
+  for index, equation in enumerate(program.equations):
+    operands = intercept(index, [values[slot] for slot in equation.inputs])
+    with equation.eqn.ctx.manager:
+      results = execute(equation, operands)
+    values.update(zip(equation.outputs, results, strict=True))
   return [values[slot] for slot in program.outputs]

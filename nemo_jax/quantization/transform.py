@@ -14,8 +14,20 @@ from nemo_jax.quantization import calibrate
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization import fake_quant as fake_quant_lib
 from nemo_jax.quantization import graph as graph_lib
+from nemo_jax.quantization import lowering as lowering_lib
 from nemo_jax.quantization import operations as operations_lib
 from nemo_jax.quantization import program as program_lib
+
+
+class Structure(NamedTuple):
+  """What the trace of a function tells, without any values."""
+
+  quantizers: tuple[analysis_lib.Quantizer, ...]
+  operations: tuple[operations_lib.Operation, ...]
+  sequential_graph: jraph.GraphsTuple  # the paper's: a chain
+  data_flow_graph: jraph.GraphsTuple  # with the branches
+  costs: costs_lib.Costs
+  bytes_per_image: int  # of activations alive at once, as traced
 
 
 class Quantized(NamedTuple):
@@ -24,17 +36,21 @@ class Quantized(NamedTuple):
   apply: Callable[..., Any]
   # (variables, images, bits [N] int32, ranges=ranges) -> what `apply` returned
   ranges: tuple[calibrate.Range, ...]  # one a quantizer
-  quantizers: tuple[analysis_lib.Quantizer, ...]
+  quantizers: tuple[analysis_lib.Quantizer, ...]  # from here: see Structure
   operations: tuple[operations_lib.Operation, ...]
-  sequential_graph: jraph.GraphsTuple  # the paper's: a chain
-  data_flow_graph: jraph.GraphsTuple  # with the branches
+  sequential_graph: jraph.GraphsTuple
+  data_flow_graph: jraph.GraphsTuple
   costs: costs_lib.Costs
+  bytes_per_image: int
 
 
 class _Trace(NamedTuple):
   program: program_lib.Program
   analysis: analysis_lib.Analysis
   treedef: Any  # of the outputs
+
+
+LOWERINGS = {'traced': program_lib.bind, 'backend': lowering_lib.execute}
 
 
 def _leaf_names(variables: PyTree) -> list[str]:
@@ -52,7 +68,51 @@ def _trace(apply, variables, images, also) -> _Trace:
   return _Trace(program, analysis, jax.tree.structure(shapes))
 
 
-def _run(trace: _Trace, variables, images, visit) -> PyTree:
+def inspect(
+  apply: Callable[[PyTree, Array], PyTree],
+  variables: PyTree,
+  images: Array,
+  *,
+  also: Sequence[str] = (),
+  weight_scheme: str = 'symmetric',
+) -> Structure:
+  """The quantizers, graphs and costs of a function; allocates nothing.
+
+  Args:
+    apply: as for `quantize`.
+    variables: arrays, or their `jax.ShapeDtypeStruct`.
+    images: [B, ...], likewise.
+    also: as for `quantize`.
+    weight_scheme: as for `quantize`.
+
+  Raises:
+    InputError: an option is unknown, or nothing in the function is
+      quantizable.
+    NotImplementedError: as for `quantize`.
+  """
+  _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
+  for kind in also:
+    _check('an entry of also', kind, operations_lib.OPTIONAL_KINDS)
+  program, analysis, _ = _trace(apply, variables, images, also)
+  if not analysis.quantizers:
+    raise InputError(
+      'nothing to quantize: no convolution or matrix product of the images'
+    )
+  leaves = jax.tree.leaves(variables)
+  sizes = [
+    x.size if jnp.issubdtype(x.dtype, jnp.floating) else 0 for x in leaves
+  ]
+  return Structure(
+    quantizers=analysis.quantizers,
+    operations=analysis.operations,
+    sequential_graph=graph_lib.sequential_graph(analysis),
+    data_flow_graph=graph_lib.data_flow_graph(analysis),
+    costs=costs_lib.count(analysis, sizes, weight_scheme == 'asymmetric'),
+    bytes_per_image=program_lib.peak_bytes(program) // images.shape[0],
+  )
+
+
+def _run(trace: _Trace, lowering: str, variables, images, visit) -> PyTree:
   """Runs the program, every quantized operand replaced by visit(site, x)."""
   sites = {}
   for site in trace.analysis.sites:
@@ -65,11 +125,15 @@ def _run(trace: _Trace, variables, images, visit) -> PyTree:
     return operands
 
   arguments = [*jax.tree.leaves(variables), images]
-  outputs = program_lib.run(trace.program, arguments, intercept)
+  outputs = program_lib.run(
+    trace.program, arguments, intercept, LOWERINGS[lowering]
+  )
   return jax.tree.unflatten(trace.treedef, outputs)
 
 
-def _collect(apply, also, of, merge, variables, images) -> dict[int, Any]:
+def _collect(
+  apply, also, lowering, of, merge, variables, images
+) -> dict[int, Any]:
   """of(quantizer index, value) over the sites of each, merged, by index."""
   trace = _trace(apply, variables, images, also)
   seen = {}
@@ -81,7 +145,7 @@ def _collect(apply, also, of, merge, variables, images) -> dict[int, Any]:
     seen[site.quantizer] = found
     return value
 
-  _run(trace, variables, images, visit)
+  _run(trace, lowering, variables, images, visit)
   return {k: v for k, v in seen.items() if v is not None}
 
 
@@ -140,6 +204,7 @@ def quantize(
   calibration: str = 'least_squares',
   weight_scheme: str = 'symmetric',
   percentile: float = 99.99,
+  lowering: str = 'traced',
   chunk: int = 64,
 ) -> Quantized:
   """The quantizers of a function, and the function with bits as an argument.
@@ -168,6 +233,9 @@ def quantize(
     weight_scheme: `symmetric`, or `asymmetric`, the paper's: affine weights
       with one scale a tensor.
     percentile: per cent of the values within range, for that method.
+    lowering: `traced` runs the function's own operations, so that over 16 bits
+      everywhere it is the function to the last bit; `backend` runs each in
+      the form that is fastest where it runs, equal to float rounding.
     chunk: images that calibration runs at once.
 
   Raises:
@@ -177,9 +245,7 @@ def quantize(
       be reached, such as the body of a `scan`.
   """
   _check('calibration', calibration, calibrate.METHODS)
-  _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
-  for kind in also:
-    _check('an entry of also', kind, operations_lib.OPTIONAL_KINDS)
+  _check('lowering', lowering, LOWERINGS)
   if not 0 < percentile <= 100 or chunk < 1:
     raise InputError(
       f'percentile is {percentile}, chunk is {chunk}; they go from 0 to 100 '
@@ -188,16 +254,13 @@ def quantize(
   if not len(images):
     raise InputError('quantize needs at least one image to calibrate with')
   images = jnp.asarray(images)
-  analysis = _trace(apply, variables, images[:chunk], also).analysis
-  if not analysis.quantizers:
-    raise InputError(
-      'nothing to quantize: no convolution or matrix product of the images'
-    )
-  chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
-  collect = functools.partial(_collect, apply, also)
-  weights, limits, counts = _observe(
-    collect, analysis.quantizers, variables, chunks
+  structure = inspect(
+    apply, variables, images[:chunk], also=also, weight_scheme=weight_scheme
   )
+  quantizers = structure.quantizers
+  chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
+  collect = functools.partial(_collect, apply, also, lowering)
+  weights, limits, counts = _observe(collect, quantizers, variables, chunks)
 
   def range_of(index, quantizer):
     seen = weights[index] if quantizer.is_weight else limits[index]
@@ -214,13 +277,13 @@ def quantize(
       low, high, counts[index], calibration, percentile
     )
 
-  calibrated = tuple(range_of(*x) for x in enumerate(analysis.quantizers))
+  calibrated = tuple(range_of(*x) for x in enumerate(quantizers))
 
   def quantized_apply(variables, images, bits, ranges=calibrated):
-    if jnp.shape(bits) != (len(analysis.quantizers),):
+    if jnp.shape(bits) != (len(quantizers),):
       raise InputError(
         f'bits has shape {jnp.shape(bits)}; there are '
-        f'{len(analysis.quantizers)} quantizers'
+        f'{len(quantizers)} quantizers'
       )
 
     def visit(site, value):
@@ -229,24 +292,6 @@ def quantize(
       return fake_quant_lib.fake_quant(value, scale, zero_point, width)
 
     trace = _trace(apply, variables, images, also)
-    return _run(trace, variables, images, visit)
+    return _run(trace, lowering, variables, images, visit)
 
-  leaves = jax.tree.leaves(variables)
-  sizes = [
-    x.size if jnp.issubdtype(x.dtype, jnp.floating) else 0 for x in leaves
-  ]
-  affine_weights = weight_scheme == 'asymmetric'
-  return Quantized(
-    apply=quantized_apply,
-    ranges=calibrated,
-    quantizers=analysis.quantizers,
-    operations=analysis.operations,
-    sequential_graph=graph_lib.sequential_graph(analysis),
-    data_flow_graph=graph_lib.data_flow_graph(analysis),
-    costs=costs_lib.count(
-      analysis,
-      sizes,
-      [table.scale[0].size for table in calibrated],
-      [affine_weights or not q.is_weight for q in analysis.quantizers],
-    ),
-  )
+  return Quantized(quantized_apply, calibrated, *structure)

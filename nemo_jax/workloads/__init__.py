@@ -1,7 +1,7 @@
 """Trained networks with images: one file a workload, found by its name.
 
-A workload file has a function `load(cache)` that returns a `Workload`; `cache`
-is a folder for what is costly to make, such as trained weights.
+A workload file has two functions: `network(image_size)` returns a `Network`,
+and `load(sources)` returns a `Workload`.
 """
 
 import importlib
@@ -10,16 +10,36 @@ import pkgutil
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
+import jax
 
 from nemo_jax.base import Array, InputError, PyTree
+from nemo_jax.images import Images
 
 
-class Images(NamedTuple):
-  """Labelled images."""
+class Network(NamedTuple):
+  """A network without weights: enough to trace it."""
 
-  images: np.ndarray  # [B, height, width, channels]
-  labels: np.ndarray  # [B] int32
+  apply: Callable[[PyTree, Array], Array]  # (variables, images) -> logits
+  variables: PyTree  # of jax.ShapeDtypeStruct
+  images: jax.ShapeDtypeStruct  # [1, height, width, channels]
+
+
+class Sources(NamedTuple):
+  """Where a workload comes from, and how much of it is taken.
+
+  A field that is None leaves the choice to the workload.
+  """
+
+  cache: str | os.PathLike  # a folder for what is costly to make or to fetch
+  weights: str | None = None  # a checkpoint
+  data: str | None = None  # training images, see data.open_source
+  validation: str | None = None  # images for the end, likewise
+  image_size: int | None = None  # sides in pixels
+  resize: int | None = None  # short side of training images before the crop
+  validation_resize: int | None = None  # of the others
+  search_images: int | None = None  # that score candidates
+  calibration_images: int | None = None
+  test_images: int | None = None  # that score the front, at the end
 
 
 class Workload(NamedTuple):
@@ -28,27 +48,48 @@ class Workload(NamedTuple):
   name: str
   apply: Callable[[PyTree, Array], Array]  # (variables, images) -> logits
   variables: PyTree
-  train: Images  # trained on; calibrates the quantizers
+  calibration: Images  # sets the ranges of the quantizers
   search: Images  # scores candidates
   test: Images  # scores the front, once, at the end
 
 
 def names() -> list[str]:
   """The names of all workloads."""
-  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+  found = [module.name for module in pkgutil.iter_modules(__path__)]
+  return sorted(name for name in found if not name.startswith('_'))
 
 
-def load(name: str, cache: str | os.PathLike) -> Workload:
-  """The workload of that name, made or read from the folder `cache`.
-
-  Raises:
-    InputError: the name is unknown.
-  """
+def _module(name: str):
   if name not in names():
     raise InputError(
       f'unknown workload {name!r}; the choices are {", ".join(names())}'
     )
+  return importlib.import_module(f'{__name__}.{name}')
+
+
+def network(name: str, image_size: int | None = None) -> Network:
+  """The network of a workload, to be traced; nothing is allocated.
+
+  Raises:
+    InputError: the name is unknown, or the size is not for this network.
+  """
+  return _module(name).network(image_size)
+
+
+def load(name: str, cache: str | os.PathLike, **sources) -> Workload:
+  """The workload of that name.
+
+  Args:
+    name: see `names`.
+    cache: folder for what is costly to make, such as trained weights.
+    **sources: further fields of `Sources`.
+
+  Raises:
+    InputError: the name is unknown, or a source cannot be used.
+  """
+  module = _module(name)
   try:
-    return importlib.import_module(f'{__name__}.{name}').load(cache)
+    return module.load(Sources(cache, **sources))
   except OSError as error:
-    raise InputError(f'cannot use {cache}: {error.strerror}') from error
+    where = error.filename or cache
+    raise InputError(f'cannot use {where}: {error.strerror}') from error

@@ -22,12 +22,14 @@ import sklearn.model_selection
 import tqdm
 
 from nemo_jax.base import Array, InputError, PyTree
-from nemo_jax.workloads import Images, Workload
+from nemo_jax.images import Images
+from nemo_jax.workloads import Network, Sources, Workload
 
 NUM_CLASSES = 10
+CALIBRATION_IMAGES = 256
 
 
-class Network(nn.Module):
+class DigitsNet(nn.Module):
   """Logits [B, 10] of images [B, 8, 8, 1]; 20 quantizers, 0.4 M MACs."""
 
   @nn.compact
@@ -83,9 +85,9 @@ def shifted(key: Array, images: Array) -> Array:
 def train(
   images: Images, seed: int = 0, epochs: int = 50, batch_size: int = 50
 ) -> PyTree:
-  """Variables of a `Network` trained by AdamW with a cosine schedule."""
+  """Variables of a `DigitsNet` trained by AdamW with a cosine schedule."""
   key = jax.random.key(seed)
-  network = Network()
+  network = DigitsNet()
   steps = len(images.labels) // batch_size
   total = epochs * steps
   schedule = optax.warmup_cosine_decay_schedule(0.0, 6e-3, total // 10, total)
@@ -132,9 +134,7 @@ def _read(path: pathlib.Path) -> PyTree:
   Raises:
     InputError: it is damaged, or holds anything else.
   """
-  shapes = jax.eval_shape(
-    Network().init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
-  )
+  shapes = network().variables
   try:
     with np.load(path, allow_pickle=False) as stored:
       variables = flax.traverse_util.unflatten_dict(dict(stored), sep='/')
@@ -147,10 +147,28 @@ def _read(path: pathlib.Path) -> PyTree:
   return variables
 
 
-def load(cache: str | os.PathLike) -> Workload:
-  """The workload; trains on first use and keeps the weights in `cache`."""
+def network(image_size: int | None = None) -> Network:
+  """The network, whose images are 8 x 8."""
+  if image_size not in (None, 8):
+    raise InputError(f'image_size is {image_size}; digits are 8 x 8')
+  images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+  shapes = jax.eval_shape(DigitsNet().init, jax.random.key(0), images)
+  return Network(DigitsNet().apply, shapes, images)
+
+
+def load(sources: Sources) -> Workload:
+  """The workload; trains on first use and keeps the weights in the cache.
+
+  Raises:
+    InputError: weights or images are given, or the kept weights are damaged.
+  """
+  for name, value in sources._asdict().items():
+    if name != 'cache' and value is not None:
+      raise InputError(
+        f'digits has weights and images of its own; it takes no {name}'
+      )
   train_images, search, test = split()
-  path = _weights_file(cache)
+  path = _weights_file(sources.cache)
   if path.exists():
     variables = _read(path)
   else:
@@ -162,11 +180,12 @@ def load(cache: str | os.PathLike) -> Workload:
       np.savez(file, **flat)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
+  first = slice(CALIBRATION_IMAGES)
   return Workload(
     name='digits',
-    apply=Network().apply,
+    apply=DigitsNet().apply,
     variables=variables,
-    train=train_images,
+    calibration=Images(train_images.images[first], train_images.labels[first]),
     search=search,
     test=test,
   )

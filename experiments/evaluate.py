@@ -1,0 +1,113 @@
+"""Scores configurations of bit-widths on images.
+
+  python -m experiments.evaluate --workload=mobilenet_v2 --data=TRAIN \
+    --validation=VALIDATION --bits=float,8,w4a8,6,4
+
+prints a JSON line for each: float, the same bits everywhere, weights and
+activations apart, or with --front the points of a search. Calibration images
+come from --data, those that are scored from --validation.
+"""
+
+import json
+import re
+
+import numpy as np
+from absl import flags
+
+from experiments import options
+from experiments.launch import launch
+from nemo_jax import mixed_precision, runs
+from nemo_jax.base import InputError
+from nemo_jax.quantization import costs, fake_quant
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list(
+  'bits',
+  ['float', '8', '6', '4'],
+  'configurations: float, a number of bits, or such as w4a8',
+)
+flags.DEFINE_string(
+  'front', None, 'folder of a search, whose front is scored in place of --bits'
+)
+flags.DEFINE_list(
+  'points', ['all'], 'which points of the front, by number from 0, or all'
+)
+
+
+def parse(word: str, quantized) -> np.ndarray:
+  """int32[N]: the bits that a word of --bits stands for."""
+  if word == 'float':
+    return mixed_precision.float_bits(quantized)
+  match = re.fullmatch(r'(\d+)|w(\d+)a(\d+)', word)
+  low, high = fake_quant.MIN_BITS, fake_quant.MAX_BITS
+  pair = [int(x) for x in match.groups() if x] if match else []
+  if not pair or not all(low <= x <= high for x in pair):
+    raise InputError(
+      f'--bits has {word!r}; the choices are float, numbers from {low} to '
+      f'{high}, and such as w4a8'
+    )
+  weight, activation = pair[0], pair[-1]
+  rows = [weight if q.is_weight else activation for q in quantized.quantizers]
+  return np.asarray(rows, np.int32)
+
+
+def chosen_points(front: dict, quantized) -> dict[str, np.ndarray]:
+  """The bits of the points of a front that --points names."""
+  names = [q.name for q in quantized.quantizers]
+  if front['quantizers'] != names:
+    raise InputError(
+      f'the front in {FLAGS.front} is of {front["workload"]} with '
+      f'{len(front["quantizers"])} quantizers; the network of the flags has '
+      f'{len(names)} others'
+    )
+  points, words = front['points'], FLAGS.points
+  if words == ['all']:
+    words = [str(i) for i in range(len(points))]
+  for word in words:
+    if not (word.isdecimal() and int(word) < len(points)):
+      raise InputError(
+        f'--points has {word!r}; the front has points 0 to {len(points) - 1}'
+      )
+  return {f'point {w}': np.asarray(points[int(w)]['bits']) for w in words}
+
+
+def run() -> None:
+  """The experiment."""
+  front = runs.read_front(FLAGS.front) if FLAGS.front else None
+  # None for a search.
+  workload = options.load_workload(search_images=0)
+  quantized = options.quantize_workload(workload)
+  if front:
+    rows = chosen_points(front, quantized)
+  else:
+    rows = {word: parse(word, quantized) for word in FLAGS.bits}
+  accuracy = mixed_precision.accuracy(
+    quantized,
+    workload.variables,
+    *workload.test,
+    np.stack(list(rows.values())),
+    images_at_once=options.images_at_once(quantized),
+  )
+  table = quantized.costs
+  for (name, bits), (top1, top5) in zip(rows.items(), accuracy, strict=True):
+    is_float = name == 'float'
+    stored = costs.FLOAT_BITS * table.parameters
+    full = costs.FLOAT_BITS**2 * int(table.macs.sum())
+    line = {
+      'workload': workload.name,
+      'configuration': name,
+      'calibration': FLAGS.calibration,
+      'images': len(workload.test.labels),
+      'top1': round(float(top1), 5),
+      'top5': round(float(top5), 5),
+      'size_bits': stored if is_float else costs.model_size(table, bits),
+      'bit_operations': full if is_float else costs.bit_operations(table, bits),
+    }
+    line['size_ratio'] = line['size_bits'] / stored
+    line['bit_operation_ratio'] = line['bit_operations'] / full
+    print(json.dumps(line))
+
+
+if __name__ == '__main__':
+  launch(run)

@@ -1,0 +1,142 @@
+"""Flags that experiments share: the network, its images, its quantizers."""
+
+import os
+import sys
+
+import jax
+from absl import flags
+
+from nemo_jax import memory, quantize, runs, workloads
+from nemo_jax.quantization import calibrate, operations, transform
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+  'workload', 'digits', f'network to compress: {", ".join(workloads.names())}'
+)
+flags.DEFINE_string(
+  'weights',
+  None,
+  'checkpoint of the network, as .pth or .safetensors; the official one is '
+  'downloaded if absent',
+)
+flags.DEFINE_string(
+  'data',
+  None,
+  'training images, for search and calibration: a folder of a prepared TFDS '
+  'data set, tfds:NAME, a folder of class folders (or with those in train and '
+  'val), or an .npz with x and y',
+)
+flags.DEFINE_string(
+  'validation',
+  None,
+  'images for the end, likewise; the validation split of --data if absent, or '
+  'else a part of it that the search never sees',
+)
+flags.DEFINE_integer('image_size', None, "sides; the network's own if absent")
+flags.DEFINE_integer(
+  'resize',
+  None,
+  'short side of an image before its centre is cut out; 0 leaves images as '
+  'they are; 8/7 of the image size for ImageNet if absent, as usual',
+  0,
+)
+flags.DEFINE_integer(
+  'validation_resize', None, 'that of validation images; --resize if absent', 0
+)
+flags.DEFINE_integer(
+  'search_images',
+  None,
+  'images that score a candidate, of all classes alike; 5000 for ImageNet if '
+  'absent, five a class',
+  1,
+)
+flags.DEFINE_integer(
+  'calibration_images', None, 'images that set ranges; 256 if absent', 1
+)
+flags.DEFINE_integer(
+  'test_images', None, 'validation images to score; all if absent', 1
+)
+flags.DEFINE_enum(
+  'calibration',
+  'least_squares',
+  calibrate.METHODS,
+  'how ranges are chosen from the calibration images',
+)
+flags.DEFINE_enum(
+  'weight_scheme',
+  'symmetric',
+  calibrate.SCHEMES,
+  'weights: symmetric per output channel, or asymmetric per tensor',
+)
+flags.DEFINE_list(
+  'also_quantize',
+  [],
+  'operations beside convolutions and matrix products whose inputs are '
+  f'quantized: {", ".join(operations.OPTIONAL_KINDS)}',
+)
+flags.DEFINE_enum(
+  'lowering',
+  'backend',
+  list(transform.LOWERINGS),
+  'operations in the form that is fastest on this backend, or as traced',
+)
+flags.DEFINE_float(
+  'memory_gib',
+  None,
+  'memory that activations may take; half of what the device has if absent',
+  0.01,
+)
+flags.DEFINE_string(
+  'cache',
+  'runs/cache',
+  'where weights, decoded images and compiled programs are kept',
+)
+
+
+def values(*modules, without=()) -> dict:
+  """The flags of this file and of other modules that make a run what it is."""
+  own = [
+    flag
+    for module in (sys.modules[__name__], *modules)
+    for flag in FLAGS.get_flags_for_module(module)
+  ]
+  without = ('cache', 'memory_gib', *without)
+  return {flag.name: flag.value for flag in own if flag.name not in without}
+
+
+def load_workload(**overrides) -> workloads.Workload:
+  """The workload of the flags; from now on compiled programs are kept.
+
+  Args:
+    **overrides: fields of `workloads.Sources` that the flags do not decide.
+  """
+  runs.check_folder(FLAGS.cache)
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.path.abspath(os.path.join(FLAGS.cache, 'xla'))
+    jax.config.update('jax_compilation_cache_dir', folder)
+    # Many small programs take longer to compile than to read.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  names = set(workloads.Sources._fields) - {'cache'}
+  sources = {name: FLAGS[name].value for name in names} | overrides
+  return workloads.load(FLAGS.workload, FLAGS.cache, **sources)
+
+
+def quantize_workload(workload: workloads.Workload):
+  """The quantized network of a workload, by the flags."""
+  return quantize(
+    workload.apply,
+    workload.variables,
+    workload.calibration.images,
+    also=FLAGS.also_quantize,
+    calibration=FLAGS.calibration,
+    weight_scheme=FLAGS.weight_scheme,
+    lowering=FLAGS.lowering,
+  )
+
+
+def images_at_once(quantized, candidates: int = 1) -> int:
+  """How many images fit the memory of the flags, of a number of candidates."""
+  budget = FLAGS.memory_gib and int(FLAGS.memory_gib * 2**30)
+  return memory.images_at_once(quantized.bytes_per_image, budget, candidates)

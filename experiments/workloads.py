@@ -1,0 +1,63 @@
+"""Prints what a network is made of, from a trace that allocates nothing.
+
+python -m experiments.workloads --workload=resnext101_32x8d \
+    --also_quantize=add,pool
+"""
+
+from absl import flags
+
+from experiments import options  # noqa: F401, defines the flags
+from experiments.launch import launch
+from nemo_jax import workloads
+from nemo_jax.quantization.transform import Structure, inspect
+
+FLAGS = flags.FLAGS
+
+HEAD = ('operation', 'kind', 'quantizers', 'parameters', 'MACs')
+
+
+def table(structure: Structure) -> str:
+  """A line for each operation; a quantizer that is shared keeps its number."""
+  rows = [HEAD]
+  for op in structure.operations:
+    numbers = [
+      f'{"w" if structure.quantizers[i].is_weight else "a"}{i}'
+      for i in op.operands
+    ]
+    counts = (f'{op.parameters:,}', f'{op.macs:,}')
+    rows.append((op.name, op.kind, ' '.join(numbers), *counts))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+  lines = []
+  for row in rows:
+    words = [x.ljust(w) for x, w in zip(row[:3], widths[:3], strict=True)]
+    words += [x.rjust(w) for x, w in zip(row[3:], widths[3:], strict=True)]
+    lines.append('  '.join(words))
+  lines.insert(1, '-' * len(lines[0]))
+  return '\n'.join(lines)
+
+
+def run() -> None:
+  """The experiment."""
+  network = workloads.network(FLAGS.workload, FLAGS.image_size)
+  structure = inspect(
+    network.apply,
+    network.variables,
+    network.images,
+    also=FLAGS.also_quantize,
+    weight_scheme=FLAGS.weight_scheme,
+  )
+  weights = sum(q.is_weight for q in structure.quantizers)
+  total = len(structure.quantizers)
+  costs = structure.costs
+  print(table(structure))
+  print()
+  print(
+    f'quantizers   {total}: {weights} weights, {total - weights} activations'
+  )
+  print(f'parameters   {costs.parameters:,}, {4 * costs.parameters:,} bytes')
+  print(f'MACs         {costs.macs.sum():,} for one image')
+  print(f'activations  {structure.bytes_per_image:,} bytes alive for one image')
+
+
+if __name__ == '__main__':
+  launch(run)

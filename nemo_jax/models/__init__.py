@@ -1,0 +1,1 @@
+"""Networks in Flax, without weights; submodules go by torchvision's names."""

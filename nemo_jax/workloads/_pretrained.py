@@ -1,0 +1,128 @@
+"""Workloads of published weights and images that users have."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nemo_jax import data, images, weights
+from nemo_jax.base import InputError
+from nemo_jax.workloads import Network, Sources, Workload
+
+CALIBRATION_IMAGES = 256
+# Of ImageNet's pixels in [0, 1]; torchvision's networks expect them, and so
+# does the ResNet-20 for CIFAR.
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+
+
+class Recipe(NamedTuple):
+  """What tells one pretrained workload from another."""
+
+  name: str
+  model: object  # a Flax module
+  num_classes: int
+  image_size: int
+  resize: int  # of the short side, before the crop to image_size
+  search_images: int
+  url: str | None  # of the official weights
+
+
+IMAGENET = {
+  'num_classes': 1000,
+  'image_size': 224,
+  'resize': 256,
+  'search_images': 5000,
+}
+
+
+def network(recipe: Recipe, image_size: int | None) -> Network:
+  """Takes uint8 pixels; normalises them inside, and so on the device."""
+  size = image_size or recipe.image_size
+  if size < 32:
+    raise InputError(f'image_size is {size}; {recipe.name} needs 32 or more')
+
+  def apply(variables, pixels):
+    scaled = pixels.astype(jnp.float32) / 255
+    mean, deviation = (np.asarray(x, np.float32) for x in (MEAN, DEVIATION))
+    return recipe.model.apply(variables, (scaled - mean) / deviation)
+
+  shape = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  floats = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
+  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), floats)
+  return Network(apply, variables, shape)
+
+
+def _read_weights(recipe: Recipe, sources: Sources, shapes):
+  path = sources.weights
+  if path is None:
+    if recipe.url is None:
+      raise InputError(
+        f'{recipe.name} has no official weights; name a checkpoint with '
+        '--weights'
+      )
+    path = weights.download(recipe.url, sources.cache)
+  return weights.convert(weights.read(path), shapes)
+
+
+def _read_images(recipe: Recipe, sources: Sources, size: int):
+  """Calibration, search and test images."""
+  if sources.data is None:
+    raise InputError(
+      f'{recipe.name} needs images: name a folder or a TFDS data set with '
+      '--data'
+    )
+  train = data.open_source(sources.data, 'train', recipe.num_classes)
+  where = sources.validation or sources.data
+  validation = data.open_source(where, 'validation', recipe.num_classes)
+  search = sources.search_images
+  search = recipe.search_images if search is None else search
+  calibration = sources.calibration_images or CALIBRATION_IMAGES
+  # The share of the image that is seen stays that of the recipe.
+  resize = sources.resize
+  if resize is None:
+    resize = round(recipe.resize * size / recipe.image_size)
+  options = {'crop': size, 'cache': sources.cache}
+  if validation.identity == train.identity:
+    rest = train.size - search - calibration
+    wanted = sources.test_images or rest
+    if rest < max(wanted, 1):
+      raise InputError(
+        f'{train.name} has {train.size} images; {search} for the search, '
+        f'{calibration} to calibrate and {max(wanted, 1)} to test are asked for'
+      )
+    return images.samples(
+      train, search, [calibration, wanted], resize=resize, **options
+    )
+  found = images.samples(train, search, [calibration], resize=resize, **options)
+  options['resize'] = resize
+  if sources.validation_resize is not None:
+    options['resize'] = sources.validation_resize
+  if sources.test_images:
+    (test,) = images.samples(validation, sources.test_images, **options)
+  else:
+    _, test = images.samples(validation, 0, [validation.size], **options)
+  for sample in found:
+    images.check_disjoint(sample, test)
+  return *found, test
+
+
+def load(recipe: Recipe, sources: Sources) -> Workload:
+  """The workload.
+
+  Raises:
+    InputError: weights or images are missing or do not fit.
+  """
+  net = network(recipe, sources.image_size)
+  variables = _read_weights(recipe, sources, net.variables)
+  size = net.images.shape[1]
+  search, calibration, test = _read_images(recipe, sources, size)
+  return Workload(
+    name=recipe.name,
+    apply=net.apply,
+    variables=variables,
+    calibration=calibration.images,
+    search=search.images,
+    test=test.images,
+  )
