@@ -11,15 +11,15 @@ BIN := .venv/bin
 search: .venv/ready
 	$(BIN)/python -m experiments.search $(ARGS)
 
-test: .venv/ready
+test: .venv/ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: .venv/ready
+test-slow: .venv/ready-tests
 	$(BIN)/python -m pytest -m slow
 
-format: .venv/ready
+format: .venv/ready-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -32,4 +32,8 @@ clean:
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/ready-tests: .venv/ready tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
 	touch $@

@@ -29,6 +29,9 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',
+    'pillow>=11',
+    'psutil>=6',
+    'safetensors>=0.5',
     'scikit-learn>=1.5',
     'tensorflow-datasets>=4.9.8',
     'tqdm>=4.66',
@@ -36,6 +39,11 @@ setuptools.setup(
   extras_require={
     'cuda': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
+    # To read .pth files.
+    'torch': ['torch>=2.6'],
+    # To prepare TFDS data, and to read what was prepared as TFRecord. TFDS
+    # wants importlib_resources as well, and does not say so.
+    'tensorflow': ['importlib_resources', 'tensorflow>=2.18'],
     # The experiments that compare methods report confidence intervals.
     'compare': ['scipy>=1.14'],
     'test': [

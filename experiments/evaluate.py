@@ -35,10 +35,10 @@ flags.DEFINE_list(
 )
 
 
-def parse(word: str, quantized) -> np.ndarray:
-  """int32[N]: the bits that a word of --bits stands for."""
+def bits_of(word: str, quantizers) -> np.ndarray:
+  """int32[N]: what a word of --bits stands for."""
   if word == 'float':
-    return mixed_precision.float_bits(quantized)
+    return mixed_precision.float_bits(quantizers)
   match = re.fullmatch(r'(\d+)|w(\d+)a(\d+)', word)
   low, high = fake_quant.MIN_BITS, fake_quant.MAX_BITS
   pair = [int(x) for x in match.groups() if x] if match else []
@@ -48,18 +48,17 @@ def parse(word: str, quantized) -> np.ndarray:
       f'{high}, and such as w4a8'
     )
   weight, activation = pair[0], pair[-1]
-  rows = [weight if q.is_weight else activation for q in quantized.quantizers]
+  rows = [weight if q.is_weight else activation for q in quantizers]
   return np.asarray(rows, np.int32)
 
 
-def chosen_points(front: dict, quantized) -> dict[str, np.ndarray]:
+def points_of(front: dict, quantizers) -> dict[str, np.ndarray]:
   """The bits of the points of a front that --points names."""
-  names = [q.name for q in quantized.quantizers]
-  if front['quantizers'] != names:
+  if front['quantizers'] != [q.name for q in quantizers]:
     raise InputError(
       f'the front in {FLAGS.front} is of {front["workload"]} with '
       f'{len(front["quantizers"])} quantizers; the network of the flags has '
-      f'{len(names)} others'
+      f'{len(quantizers)} others'
     )
   points, words = front['points'], FLAGS.points
   if words == ['all']:
@@ -74,14 +73,14 @@ def chosen_points(front: dict, quantized) -> dict[str, np.ndarray]:
 
 def run() -> None:
   """The experiment."""
-  front = runs.read_front(FLAGS.front) if FLAGS.front else None
+  structure = options.inspect_network()
+  if FLAGS.front:
+    rows = points_of(runs.read_front(FLAGS.front), structure.quantizers)
+  else:
+    rows = {word: bits_of(word, structure.quantizers) for word in FLAGS.bits}
   # None for a search.
   workload = options.load_workload(search_images=0)
   quantized = options.quantize_workload(workload)
-  if front:
-    rows = chosen_points(front, quantized)
-  else:
-    rows = {word: parse(word, quantized) for word in FLAGS.bits}
   accuracy = mixed_precision.accuracy(
     quantized,
     workload.variables,
@@ -89,11 +88,11 @@ def run() -> None:
     np.stack(list(rows.values())),
     images_at_once=options.images_at_once(quantized),
   )
-  table = quantized.costs
+  table = structure.costs
+  full = costs.FLOAT_BITS**2 * int(table.macs.sum())
+  stored = costs.FLOAT_BITS * table.parameters
   for (name, bits), (top1, top5) in zip(rows.items(), accuracy, strict=True):
     is_float = name == 'float'
-    stored = costs.FLOAT_BITS * table.parameters
-    full = costs.FLOAT_BITS**2 * int(table.macs.sum())
     line = {
       'workload': workload.name,
       'configuration': name,

@@ -123,6 +123,15 @@ def load_workload(**overrides) -> workloads.Workload:
   return workloads.load(FLAGS.workload, FLAGS.cache, **sources)
 
 
+def inspect_network() -> transform.Structure:
+  """The network of the flags, traced; nothing is read or allocated."""
+  return transform.inspect(
+    *workloads.network(FLAGS.workload, FLAGS.image_size),
+    also=FLAGS.also_quantize,
+    weight_scheme=FLAGS.weight_scheme,
+  )
+
+
 def quantize_workload(workload: workloads.Workload):
   """The quantized network of a workload, by the flags."""
   return quantize(

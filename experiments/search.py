@@ -151,7 +151,7 @@ def describe(workload, quantized, problem, state) -> dict:
     quantized,
     workload.variables,
     *workload.test,
-    np.concatenate([[mixed_precision.float_bits(quantized)], bits]),
+    np.concatenate([[mixed_precision.float_bits(quantized.quantizers)], bits]),
     images_at_once=options.images_at_once(quantized),
   )
   on_test = [{'test_accuracy': a, 'test_top5_accuracy': b} for a, b in accuracy]

@@ -4,14 +4,9 @@ python -m experiments.workloads --workload=resnext101_32x8d \
     --also_quantize=add,pool
 """
 
-from absl import flags
-
-from experiments import options  # noqa: F401, defines the flags
+from experiments import options
 from experiments.launch import launch
-from nemo_jax import workloads
-from nemo_jax.quantization.transform import Structure, inspect
-
-FLAGS = flags.FLAGS
+from nemo_jax.quantization.transform import Structure
 
 HEAD = ('operation', 'kind', 'quantizers', 'parameters', 'MACs')
 
@@ -38,14 +33,7 @@ def table(structure: Structure) -> str:
 
 def run() -> None:
   """The experiment."""
-  network = workloads.network(FLAGS.workload, FLAGS.image_size)
-  structure = inspect(
-    network.apply,
-    network.variables,
-    network.images,
-    also=FLAGS.also_quantize,
-    weight_scheme=FLAGS.weight_scheme,
-  )
+  structure = options.inspect_network()
   weights = sum(q.is_weight for q in structure.quantizers)
   total = len(structure.quantizers)
   costs = structure.costs

@@ -12,6 +12,7 @@ from nemo_jax import memory
 from nemo_jax.base import Array, InputError, Problem, PyTree
 from nemo_jax.evaluate import in_chunks
 from nemo_jax.quantization import calibrate, costs
+from nemo_jax.quantization.analysis import Quantizer
 from nemo_jax.quantization.transform import Quantized
 
 PERFORMANCE = ('top1_error', 'top5_error', 'cross_entropy', 'divergence')
@@ -222,17 +223,16 @@ def make_problem(
   )
 
 
-def float_bits(quantized: Quantized) -> np.ndarray:
+def float_bits(quantizers: Sequence[Quantizer]) -> np.ndarray:
   """int32[N]: more bits than any quantizer has, which switches them off."""
-  count = len(quantized.quantizers)
-  return np.full(count, calibrate.WIDTHS[-1] + 1, np.int32)
+  return np.full(len(quantizers), calibrate.WIDTHS[-1] + 1, np.int32)
 
 
 def float_logits(
   quantized: Quantized, variables: PyTree, images: Array, images_at_once: int
 ) -> Array:
   """float32[B, C]: what the network says in float."""
-  bits = float_bits(quantized)
+  bits = float_bits(quantized.quantizers)
 
   @jax.jit
   def run(variables, images):

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CACHE = ROOT / 'runs' / 'cache'
 # Programs are compiled once for all processes, those that tests start as well.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'xla'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 from nemo_jax import data, workloads  # noqa: E402

@@ -86,7 +86,7 @@ def test_macs_by_hand(quantized):
 
 
 def test_eight_bits_are_within_a_point_of_float(digits, quantized, problem):
-  plain = mixed_precision.float_bits(quantized)
+  plain = mixed_precision.float_bits(quantized.quantizers)
   bits = np.stack([plain, np.full_like(plain, 8)])
   scores = mixed_precision.accuracy(
     quantized, digits.variables, *digits.test, bits

@@ -35,21 +35,13 @@ def command(workdir, cache, *flags, module='experiments.search'):
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  """Compiled programs are shared between the processes of this file."""
-  compiled = tmp_path_factory.mktemp('compiled')
-  return os.environ | {'JAX_COMPILATION_CACHE_DIR': str(compiled)}
-
-
-@pytest.fixture(scope='module')
-def search(cache, digits, environment):
+def search(cache, digits):
   del digits  # only makes sure that the weights are there
 
   def run(workdir, *flags):
     return subprocess.run(
       command(workdir, cache, *flags),
       cwd=ROOT,
-      env=environment,
       capture_output=True,
       text=True,
       check=False,
@@ -67,14 +59,13 @@ def finished(search, tmp_path_factory):
   return workdir, done.stdout
 
 
-def kill_and_resume(workdir, cache, environment, flags, kills, seed):
+def kill_and_resume(workdir, cache, flags, kills, seed):
   """Runs the search to its end through `kills` deaths; returns those seen."""
   draw, deaths = random.Random(seed), 0
   while True:
     process = subprocess.Popen(
       command(workdir, cache, *flags),
       cwd=ROOT,
-      env=environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -139,10 +130,8 @@ def test_the_same_command_again_says_that_it_is_done(finished, search):
   assert (workdir / 'front.json').read_bytes() == before
 
 
-def test_killed_at_random_it_finds_the_same_front(
-  finished, tmp_path, cache, environment
-):
-  deaths = kill_and_resume(tmp_path, cache, environment, SMALL, 3, seed=0)
+def test_killed_at_random_it_finds_the_same_front(finished, tmp_path, cache):
+  deaths = kill_and_resume(tmp_path, cache, SMALL, 3, seed=0)
   assert deaths == 3
   for name in ('front.json', 'metrics.jsonl'):
     assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
@@ -208,13 +197,13 @@ def test_help_names_every_flag(search, tmp_path):
 
 @pytest.mark.slow
 def test_killed_often_with_all_species_it_finds_the_same_front(
-  search, tmp_path, cache, environment
+  search, tmp_path, cache
 ):
   flags = ('--population=20', '--generations=12')
   whole = search(tmp_path / 'whole', *flags)
   assert whole.returncode == 0, whole.stderr
   hurt = tmp_path / 'hurt'
-  assert kill_and_resume(hurt, cache, environment, flags, 10, seed=1) == 10
+  assert kill_and_resume(hurt, cache, flags, 10, seed=1) == 10
   for name in ('front.json', 'metrics.jsonl'):
     expected = (tmp_path / 'whole' / name).read_bytes()
     assert (hurt / name).read_bytes() == expected
@@ -250,7 +239,7 @@ def test_options_run_to_the_end(search, tmp_path, flags):
 
 
 @pytest.mark.slow
-def test_compare_resumes_and_prints_its_table(cache, environment, tmp_path):
+def test_compare_resumes_and_prints_its_table(cache, tmp_path):
   def compare(seeds):
     return subprocess.run(
       command(
@@ -263,7 +252,6 @@ def test_compare_resumes_and_prints_its_table(cache, environment, tmp_path):
         module='experiments.compare',
       ),
       cwd=ROOT,
-      env=environment,
       capture_output=True,
       text=True,
       check=True,

@@ -56,7 +56,7 @@ def network(recipe: Recipe, image_size: int | None) -> Network:
 
 def _read_weights(recipe: Recipe, sources: Sources, shapes):
   path = sources.weights
-  if path is None:
+  if not path:
     if recipe.url is None:
       raise InputError(
         f'{recipe.name} has no official weights; name a checkpoint with '
@@ -68,7 +68,7 @@ def _read_weights(recipe: Recipe, sources: Sources, shapes):
 
 def _read_images(recipe: Recipe, sources: Sources, size: int):
   """Calibration, search and test images."""
-  if sources.data is None:
+  if not sources.data:
     raise InputError(
       f'{recipe.name} needs images: name a folder or a TFDS data set with '
       '--data'

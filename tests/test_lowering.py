@@ -1,0 +1,156 @@
+"""Rewritten convolutions against those of XLA, and where they apply."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_jax import quantize
+from nemo_jax.quantization import lowering, program
+
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def convolve(images, kernel, groups, strides=(1, 1), padding='VALID', **kw):
+  return jax.lax.conv_general_dilated(
+    images,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=kw.pop('layout', LAYOUT),
+    feature_group_count=groups,
+    **kw,
+  )
+
+
+def lowered(apply, *arguments):
+  """What the rewritten program computes, and whether it has a convolution."""
+
+  def run(*arguments):
+    flat = program.flatten(jax.make_jaxpr(apply)(*arguments))
+    keep = lambda index, operands: operands
+    (out,) = program.run(flat, arguments, keep, lowering.execute)
+    return out
+
+  text = jax.jit(run).lower(*arguments).compile().as_text()
+  return jax.jit(run)(*arguments), ' convolution(' in text
+
+
+def values(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@settings(max_examples=25)
+@given(
+  st.integers(1, 3),
+  st.integers(1, 3),
+  st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+  st.booleans(),
+)
+def test_rewritten_convolutions_are_the_same(
+  height, width, strides, padding, separable
+):
+  images = values(0, 2, 7, 6, 4)
+  if separable:
+    kernel, groups = values(1, height, width, 1, 4), 4
+  else:
+    kernel, groups = values(1, 1, 1, 4, 5), 1
+  apply = lambda x, k: convolve(x, k, groups, strides, padding)
+  out, has_convolution = lowered(apply, images, kernel)
+  expected = apply(images, kernel)
+  assert out.shape == expected.shape
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+  assert not has_convolution
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'options'),
+  [
+    ((3, 3, 4, 5), {'groups': 1}),
+    ((3, 3, 2, 6), {'groups': 2}),
+    ((3, 3, 1, 8), {'groups': 4}),  # two filters a channel
+    ((3, 3, 1, 4), {'groups': 4, 'rhs_dilation': (2, 2)}),
+    (
+      (3, 3, 1, 4),
+      {
+        'groups': 4,
+        'lhs_dilation': (2, 2),
+        'padding': ((0, 0), (0, 0)),
+      },
+    ),
+    ((1, 1, 4, 5), {'groups': 1, 'padding': ((-1, 0), (0, 0))}),
+  ],
+)
+def test_other_convolutions_stay_as_traced(kernel, options):
+  images, kernel = values(0, 2, 8, 8, 4), values(1, *kernel)
+  apply = lambda x, k: convolve(x, k, **options)
+  out, _ = lowered(apply, images, kernel)
+  np.testing.assert_array_equal(out, jax.jit(apply)(images, kernel))
+
+
+def test_other_layouts_stay_as_traced():
+  images, kernel = values(0, 2, 4, 8, 8), values(1, 5, 4, 1, 1)
+  layout = ('NCHW', 'OIHW', 'NCHW')
+  apply = lambda x, k: convolve(x, k, 1, layout=layout)
+  out, _ = lowered(apply, images, kernel)
+  np.testing.assert_array_equal(out, jax.jit(apply)(images, kernel))
+
+
+def test_gradients_and_vmap_go_through():
+  images, kernel = values(0, 2, 6, 6, 4), values(1, 3, 3, 1, 4)
+  apply = functools.partial(convolve, groups=4)
+  flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
+  keep = lambda index, operands: operands
+  run = lambda x, k: program.run(flat, [x, k], keep, lowering.execute)[0]
+  loss = lambda f: lambda k: jnp.sum(f(images, k) ** 2)
+  np.testing.assert_allclose(
+    jax.grad(loss(run))(kernel), jax.grad(loss(apply))(kernel), rtol=1e-4
+  )
+  kernels = jnp.stack([kernel, 2 * kernel])
+  both = jax.vmap(lambda k: run(images, k))(kernels)
+  np.testing.assert_allclose(both[1], apply(images, 2 * kernel), atol=1e-4)
+
+
+def test_other_backends_keep_the_convolution():
+  images, kernel = values(0, 2, 6, 6, 4), values(1, 3, 3, 1, 4)
+  apply = functools.partial(convolve, groups=4)
+  flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
+  keep = lambda index, operands: operands
+  run = lambda x, k: program.run(flat, [x, k], keep, lowering.execute)[0]
+  for platform, kept in (('cpu', False), ('cuda', True), ('tpu', True)):
+    traced = jax.jit(run).trace(images, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ('stablehlo.convolution' in text) == kept, platform
+
+
+def test_quantized_networks_agree_to_float_rounding(digits):
+  networks = [
+    quantize(
+      digits.apply, digits.variables, digits.calibration.images, lowering=way
+    )
+    for way in ('traced', 'backend')
+  ]
+  images = digits.search.images
+  for width in (17, 8):
+    bits = jnp.full(20, width)
+    traced, backend = (
+      jax.jit(n.apply)(digits.variables, images, bits) for n in networks
+    )
+    # At 8 bits a rounding may tip a value to the next code.
+    tolerance = 1e-4 if width > 16 else 0.2
+    np.testing.assert_allclose(traced, backend, atol=tolerance)
+
+
+def test_an_unknown_lowering_lists_the_known(digits):
+  with pytest.raises(ValueError, match="'fast'; the choices are traced, back"):
+    quantize(
+      digits.apply,
+      digits.variables,
+      digits.calibration.images,
+      lowering='fast',
+    )
