@@ -47,6 +47,11 @@ class Source(NamedTuple):
   examples: Callable[[int], Iterator[Example]]  # (seed) -> in random order
 
 
+def first_line(error: Exception) -> str:
+  """What an error says, on one line, or else its kind."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @functools.cache
 def imagenet_classes() -> dict[str, int]:
   """The label of each of ImageNet's 1,000 WordNet ids, as in torchvision."""
@@ -85,16 +90,24 @@ def _shuffled(count: int, seed: int) -> np.ndarray:
 
 
 def _from_folders(path: pathlib.Path, num_classes: int) -> Source:
-  """A folder for each class, as torchvision's ImageFolder reads them."""
+  """A folder for each class, as torchvision's ImageFolder reads them.
+
+  Its identity is made from the times at which images came and went; one that
+  is written over in place goes unnoticed.
+  """
   folders = sorted(
     x for x in path.iterdir() if x.is_dir() and not x.name.startswith('.')
   )
+  if not folders and num_classes == len(imagenet_classes()):
+    raise InputError(f'{path} holds no folder for any class')
   labels = _labels([f.name for f in folders], num_classes, str(path))
   files, stamps = [], []
   for label, folder in zip(labels, folders, strict=True):
     stamps.append((folder.name, folder.stat().st_mtime_ns))
     inside = sorted(
-      x for x in os.listdir(folder) if x.lower().endswith(SUFFIXES)
+      x
+      for x in os.listdir(folder)
+      if x.lower().endswith(SUFFIXES) and not x.startswith('.')
     )
     if not inside:
       raise InputError(
@@ -122,7 +135,7 @@ def _from_arrays(path: pathlib.Path, num_classes: int) -> Source:
     with np.load(path, allow_pickle=False) as stored:
       pixels, labels = stored['x'], np.asarray(stored['y']).ravel()
   except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     raise InputError(f'{path} holds no arrays x and y: {reason}') from error
   if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
     raise InputError(
@@ -133,6 +146,13 @@ def _from_arrays(path: pathlib.Path, num_classes: int) -> Source:
     raise InputError(
       f'{path}: y is {labels.dtype}[{len(labels)}]; there are {len(pixels)} '
       'images, with a whole number each'
+    )
+  if not len(labels):
+    raise InputError(f'{path} holds no image')
+  if labels.min() < 0 or labels.max() >= num_classes:
+    culprit = labels.min() if labels.min() < 0 else labels.max()
+    raise InputError(
+      f'{path} has the label {culprit}; the network has {num_classes} classes'
     )
 
   def examples(seed):
@@ -164,7 +184,8 @@ def _random_access(builder, split, decoders, format_, read) -> Callable:
 def _sequential(builder, split, decoders, read) -> Callable:
   """TFRecords can be read from end to end alone, and by TensorFlow alone.
 
-  TFDS has shuffled them when it wrote them; here the files are.
+  TFDS has shuffled them when it wrote them; here the files are, so that the
+  seed says nothing where there is one file.
   """
   try:
     import tensorflow as tf
@@ -190,7 +211,7 @@ def _sequential(builder, split, decoders, read) -> Callable:
 
 def _from_tfds(builder, role: str, num_classes: int) -> Source:
   """A split of a prepared TFDS data set."""
-  where = str(builder.data_dir)
+  where = pathlib.Path(builder.data_dir).resolve()
   splits = builder.info.splits
   split = next((name for name in SPLITS[role] if name in splits), None)
   if split is None:
@@ -205,7 +226,7 @@ def _from_tfds(builder, role: str, num_classes: int) -> Source:
   ):
     raise InputError(f'{where} is no classification: it has no class labels')
   names = features[label].names
-  labels = _labels(names, num_classes, where)
+  labels = _labels(names, num_classes, str(where))
 
   def read(record, again):
     number = int(record[label])
@@ -223,9 +244,10 @@ def _from_tfds(builder, role: str, num_classes: int) -> Source:
   else:
     examples = _sequential(builder, split, decoders, read)
   count = splits[split].num_examples
+  written = (where / 'dataset_info.json').stat().st_mtime_ns
   return Source(
     name=f'{builder.info.full_name} {split}',
-    identity=f'{where} {split} {count} {splits[split].num_bytes}',
+    identity=f'{where} {split} {count} {written}',
     size=count,
     classes=dict(zip(labels, names, strict=True)),
     examples=examples,
@@ -243,7 +265,7 @@ def _open_tfds(name: str):
   try:
     builder = tfds.builder(name)
   except Exception as error:  # TFDS raises many kinds, over many lines
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(f'TFDS has no data set {name!r}: {reason}') from error
   if not builder.info.splits:
     raise InputError(
@@ -310,13 +332,17 @@ def _check_tars(folder: pathlib.Path) -> None:
   if not train.is_file():
     raise InputError(f'there is no {train}')
   if validation.is_file():
-    with tarfile.open(validation) as tar:
-      count = len(tar.getnames())
+    try:
+      with tarfile.open(validation) as tar:
+        count = len(tar.getnames())
+    except (tarfile.TarError, EOFError) as error:
+      reason = first_line(error)
+      raise InputError(f'{validation} is no tar: {reason}') from error
     # TFDS labels these images by their place among all of them.
     if count != VALIDATION_COUNT:
       raise InputError(
-        f'{validation} holds {count} images; only of all {VALIDATION_COUNT:,} '
-        'are the labels known. Keep a part of them as a folder of class '
+        f'{validation} holds {count:,} images; labels are known of all '
+        f'{VALIDATION_COUNT:,} alone. Keep a part of them as a folder of class '
         'folders, and name it with --validation'
       )
 
@@ -346,7 +372,7 @@ def prepare(
   try:
     builder = tfds.builder(name, data_dir=folder, file_format='array_record')
   except Exception as error:  # TFDS raises many kinds, over many lines
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(f'TFDS has no data set {name!r}: {reason}') from error
   if name.split('/')[0].split(':')[0] == 'imagenet2012':
     if tars is None:
@@ -366,6 +392,6 @@ def prepare(
   try:
     builder.download_and_prepare(download_config=config)
   except Exception as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(f'TFDS cannot prepare {name}: {reason}') from error
   return pathlib.Path(builder.data_dir)

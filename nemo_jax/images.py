@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import hashlib
 import io
 import json
@@ -18,7 +17,7 @@ import PIL.Image
 import tqdm
 
 from nemo_jax.base import InputError
-from nemo_jax.data import Example, Source
+from nemo_jax.data import Example, Source, first_line
 
 _LAYOUT = 1  # of the cache; another number makes old ones unread
 
@@ -75,15 +74,18 @@ def decode(example: Example, resize: int, crop: int):
   Raises:
     InputError: it is damaged or in no known format.
   """
-  content = example.content()
   try:
+    content = example.content()
     if isinstance(content, np.ndarray):
       image, data = PIL.Image.fromarray(content), content.tobytes()
     else:
       image, data = PIL.Image.open(io.BytesIO(content)), content
     pixels = preprocess(image, resize, crop)
   except Exception as error:  # Pillow's decoders raise many kinds
-    raise InputError(f'cannot decode {example.key}: {error}') from error
+    reason = first_line(error)
+    if isinstance(error, PIL.UnidentifiedImageError):
+      reason = 'it is in no format that Pillow knows'
+    raise InputError(f'cannot decode {example.key}: {reason}') from error
   return pixels, hashlib.sha256(data).digest()[:16]
 
 
@@ -210,20 +212,28 @@ def samples(
     draft = pathlib.Path(tempfile.mkdtemp(dir=cache, prefix='.images-'))
     try:
       _decode_all(source, even, others, seed, resize, crop, draft)
-      with contextlib.suppress(FileExistsError):
+      try:
         draft.rename(folder)
+      except OSError:  # another process was faster
+        if not folder.is_dir():
+          raise
     finally:
       shutil.rmtree(draft, ignore_errors=True)
   read = lambda stem, i: np.load(folder / f'{stem}{i}.npy', mmap_mode='r')
   try:
-    return [
+    found = [
       Sample(Images(read('images', i), read('labels', i)), read('digests', i))
       for i in range(1 + len(others))
     ]
-  except (OSError, ValueError) as error:
+    for count, sample in zip([even, *others], found, strict=True):
+      lengths = {len(x) for x in (*sample.images, sample.digests)}
+      if lengths != {count}:
+        raise ValueError(f'{count} images are {sorted(lengths)}')
+  except Exception as error:  # NumPy raises many kinds
     raise InputError(
-      f'{folder} is damaged ({error}); delete it to decode again'
+      f'{folder} is damaged ({first_line(error)}); delete it to decode again'
     ) from error
+  return found
 
 
 def check_disjoint(one: Sample, other: Sample) -> None:

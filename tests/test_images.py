@@ -264,6 +264,11 @@ def test_a_class_with_too_few_images_is_named(counts, seed):
     drawn(source_of(counts), len(counts) * (fewest + 1), [1], seed)
 
 
+def test_the_class_with_one_more_has_too_few_images():
+  with refused('^letters has 2 images of class [abc]; 3 are asked for$'):
+    drawn(source_of([2, 2, 2]), 7, [])
+
+
 @pytest.mark.parametrize(
   ('even', 'others'), [(2, [5]), (6, [1]), (0, [7]), (0, [3, 4])]
 )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jraph
+import numpy as np
 
 from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.quantization import analysis as analysis_lib
@@ -188,6 +189,28 @@ def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
   return find_weights(variables, chunks[0]), limits, counts
 
 
+def _ranges(
+  quantizers, method, scheme, percentile, weights, limits, counts
+) -> tuple[calibrate.Range, ...]:
+  """The range of every quantizer, from what `_observe` returned."""
+  ranges = {
+    index: calibrate.weight_range(
+      weight, quantizers[index].channel_axes, method, scheme, percentile
+    )
+    for index, weight in weights.items()
+  }
+  # Activations are alike once they are histograms, so one program does all.
+  one = lambda limit, count: calibrate.activation_range(
+    limit[0], -limit[1], count, method, percentile
+  )
+  stack = lambda parts: jnp.stack([parts[i] for i in limits])
+  if limits:
+    tables = jax.vmap(one)(stack(limits), stack(counts))
+    for row, index in enumerate(limits):
+      ranges[index] = jax.tree.map(lambda x, row=row: x[row], tables)
+  return tuple(ranges[i] for i in range(len(quantizers)))
+
+
 def _check(name: str, value: str, choices: Sequence[str]) -> None:
   if value not in choices:
     raise InputError(
@@ -262,22 +285,17 @@ def quantize(
   collect = functools.partial(_collect, apply, also, lowering)
   weights, limits, counts = _observe(collect, quantizers, variables, chunks)
 
-  def range_of(index, quantizer):
-    seen = weights[index] if quantizer.is_weight else limits[index]
+  for index, seen in (weights | limits).items():
     traced = isinstance(seen, jax.core.Tracer)
-    if not traced and not jnp.all(jnp.isfinite(seen)):
-      raise InputError(f'{quantizer.name} holds values that are not finite')
-    if quantizer.is_weight:
-      axes = quantizer.channel_axes
-      return calibrate.weight_range(
-        weights[index], axes, calibration, weight_scheme, percentile
-      )
-    low, high = limits[index][0], -limits[index][1]
-    return calibrate.activation_range(
-      low, high, counts[index], calibration, percentile
+    if not traced and not np.all(np.isfinite(np.asarray(seen, np.float32))):
+      name = quantizers[index].name
+      raise InputError(f'{name} holds values that are not finite')
+  find_ranges = jax.jit(
+    functools.partial(
+      _ranges, quantizers, calibration, weight_scheme, percentile
     )
-
-  calibrated = tuple(range_of(*x) for x in enumerate(quantizers))
+  )
+  calibrated = find_ranges(weights, limits, counts)
 
   def quantized_apply(variables, images, bits, ranges=calibrated):
     if jnp.shape(bits) != (len(quantizers),):

@@ -84,14 +84,15 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
   if resize is None:
     resize = round(recipe.resize * size / recipe.image_size)
   options = {'crop': size, 'cache': sources.cache}
-  if validation.identity == train.identity:
-    rest = train.size - search - calibration
-    wanted = sources.test_images or rest
-    if rest < max(wanted, 1):
-      raise InputError(
-        f'{train.name} has {train.size} images; {search} for the search, '
-        f'{calibration} to calibrate and {max(wanted, 1)} to test are asked for'
-      )
+  rest = train.size - search - calibration
+  divided = validation.identity == train.identity
+  wanted = (sources.test_images or max(rest, 1)) if divided else 0
+  if rest < wanted:
+    raise InputError(
+      f'{train.name} has {train.size} images; {search} for the search, '
+      f'{calibration} to calibrate and {wanted} to test are asked for'
+    )
+  if divided:
     return images.samples(
       train, search, [calibration, wanted], resize=resize, **options
     )
