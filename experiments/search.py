@@ -267,6 +267,7 @@ def run() -> None:
   with runs.locked(workdir()):
     runs.write_flags(workdir(), started_with)
     state = search(problem, species, generations)
+    print(f'scoring the front on {len(workload.test.labels)} unseen images')
     front = describe(workload, quantized, problem, state)
     runs.write_front(workdir(), front)
     summarise(workdir())

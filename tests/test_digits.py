@@ -172,6 +172,7 @@ def test_one_program_evaluates_every_configuration(problem):
   assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_batches_of_candidates_score_the_same(problem):
   choices = jax.random.randint(jax.random.key(0), (6, 20), 2, 7)
   one = jax.jit(evaluate)(problem, choices)

@@ -115,6 +115,7 @@ def test_the_population_holds_what_its_choices_cost(history, problem):
     )
 
 
+@pytest.mark.slow
 def test_the_archive_is_a_front_and_only_grows_better(history, problem):
   volume = 0.0
   for state in history[0][1:]:
@@ -220,6 +221,7 @@ def test_a_run_is_traced_once(problem):
   assert counted._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_scan_over_generations_and_vmap_over_seeds(problem):
   names = ('direct', 'gcn')
   team = tuple(species_lib.find(n)(problem, SIZE) for n in names)
@@ -346,6 +348,7 @@ def test_species_made_for_another_population_are_refused(problem):
     step(jax.random.key(1), state, problem, team)
 
 
+@pytest.mark.slow
 def test_the_step_finds_the_exact_front_of_a_small_problem():
   small = placement.placement_problem(nodes=7)
   team = tuple(
