@@ -26,6 +26,7 @@ from nemo_jax import species as species_lib
 from nemo_jax.evaluate import evaluate
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
 
 flags.DEFINE_list(
   'methods',

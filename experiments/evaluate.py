@@ -21,6 +21,7 @@ from nemo_jax.base import InputError
 from nemo_jax.quantization import costs, fake_quant
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
 
 flags.DEFINE_list(
   'bits',

@@ -26,6 +26,7 @@ from nemo_jax.base import InputError
 from nemo_jax.evaluate import evaluate
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
 
 flags.DEFINE_list(
   'species',

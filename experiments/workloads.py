@@ -4,9 +4,13 @@ python -m experiments.workloads --workload=resnext101_32x8d \
     --also_quantize=add,pool
 """
 
+from absl import flags
+
 from experiments import options
 from experiments.launch import launch
 from nemo_jax.quantization.transform import Structure
+
+flags.adopt_module_key_flags(options)
 
 HEAD = ('operation', 'kind', 'quantizers', 'parameters', 'MACs')
 

@@ -128,6 +128,7 @@ def test_other_backends_keep_the_convolution():
     assert ('stablehlo.convolution' in text) == kept, platform
 
 
+@pytest.mark.slow
 def test_quantized_networks_agree_to_float_rounding(digits):
   networks = [
     quantize(

@@ -56,7 +56,7 @@ dominates = jax.jit(pareto.dominates)
 
 SMOOTH, FRONT, GRID = range(3)
 
-by_example = settings(max_examples=50, deadline=None, derandomize=True)
+by_example = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def finite_sets(seed, batch, n, m):

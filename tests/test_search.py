@@ -151,7 +151,10 @@ def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
-    ('--workload=mnist', "unknown workload 'mnist'; the choices are digits"),
+    (
+      '--workload=mnist',
+      "unknown workload 'mnist'; the choices are cifar10_resnet20, digits",
+    ),
     ('--species=direct,ants', "unknown species 'ants'; the choices are boltz"),
     ('--species=gcn:Adam', "unknown algorithm 'Adam'; the choices are ARS"),
     ('--objectives=speed,size', "unknown objective 'speed'; the choices are"),
