@@ -130,6 +130,7 @@ def test_the_same_command_again_says_that_it_is_done(finished, search):
   assert (workdir / 'front.json').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_finds_the_same_front(finished, tmp_path, cache):
   deaths = kill_and_resume(tmp_path, cache, SMALL, 1, seed=0)
   assert deaths == 1
