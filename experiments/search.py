@@ -263,7 +263,9 @@ def run() -> None:
     f'{quantized.costs.macs.sum():,} MACs an image'
   )
   count = len(workload.search.labels)
-  print(f'{count} images score a candidate, {min(at_once, count)} at once')
+  print(
+    f'{count} images score a candidate, at most {min(at_once, count)} at once'
+  )
   species = tuple(build(problem, FLAGS.population) for build in builders)
   with runs.locked(workdir()):
     runs.write_flags(workdir(), started_with)

@@ -261,12 +261,16 @@ def _prepared_below(path: pathlib.Path) -> list[pathlib.Path]:
   return [f.parent for f in found]
 
 
-def _open_tfds(name: str):
+def _builder(name: str, **options) -> tfds.core.DatasetBuilder:
   try:
-    builder = tfds.builder(name)
+    return tfds.builder(name, **options)
   except Exception as error:  # TFDS raises many kinds, over many lines
     reason = first_line(error)
     raise InputError(f'TFDS has no data set {name!r}: {reason}') from error
+
+
+def _open_tfds(name: str) -> tfds.core.DatasetBuilder:
+  builder = _builder(name)
   if not builder.info.splits:
     raise InputError(
       f'{name} is not prepared in {builder.data_dir}; run python -m '
@@ -369,11 +373,7 @@ def prepare(
     raise InputError(
       "preparing data needs TensorFlow: pip install 'nemo_jax[tensorflow]'"
     ) from error
-  try:
-    builder = tfds.builder(name, data_dir=folder, file_format='array_record')
-  except Exception as error:  # TFDS raises many kinds, over many lines
-    reason = first_line(error)
-    raise InputError(f'TFDS has no data set {name!r}: {reason}') from error
+  builder = _builder(name, data_dir=folder, file_format='array_record')
   if name.split('/')[0].split(':')[0] == 'imagenet2012':
     if tars is None:
       raise InputError(

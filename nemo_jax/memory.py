@@ -14,7 +14,7 @@ SHARE = 0.5
 # a second at 16 images at once, and 71 at 64.
 CPU_BYTES = 160 * 2**20
 # Scratch space of a compiled network over the activations alive in its trace:
-# at most 1.7 on the networks of this package, as XLA's memory analysis says.
+# at most 1.8 on the networks of this package, as XLA's memory analysis says.
 SCRATCH = 2.0
 
 

@@ -5,10 +5,10 @@ left to do is to turn kernels round and to fold batch norms.
 """
 
 import hashlib
+import http.client
 import os
 import pathlib
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
@@ -172,10 +172,13 @@ def download(url: str, folder: str | os.PathLike) -> pathlib.Path:
   if path.exists():
     return path
   path.parent.mkdir(parents=True, exist_ok=True)
-  sha, digits = hashlib.sha256(), pathlib.Path(name).stem.rpartition('-')[2]
-  with tempfile.NamedTemporaryFile(dir=path.parent) as draft:
+  # Written aside and renamed, so that a kill leaves no half a file.
+  with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+    draft = pathlib.Path(aside) / name
+    sha = hashlib.sha256()
     try:
       with (
+        open(draft, 'wb') as file,
         urllib.request.urlopen(url, timeout=30) as response,
         tqdm.tqdm(
           total=int(response.headers.get('Content-Length') or 0) or None,
@@ -186,19 +189,19 @@ def download(url: str, folder: str | os.PathLike) -> pathlib.Path:
         ) as bar,
       ):
         while block := response.read(1 << 20):
-          draft.write(block)
+          file.write(block)
           sha.update(block)
           bar.update(len(block))
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
       raise InputError(
         f'cannot download {url}: {error}; fetch it elsewhere and name the '
         'file with --weights'
       ) from error
+    digits = draft.stem.rpartition('-')[2]
     if not sha.hexdigest().startswith(digits):
       raise InputError(
         f'what came from {url} has SHA-256 {sha.hexdigest()[:16]}..., its name '
         f'says {digits}'
       )
-    draft.flush()
-    os.link(draft.name, path)
+    os.replace(draft, path)
   return path

@@ -210,6 +210,7 @@ def test_evaluate_scores_points_of_a_front(shared, cache, front):
     (['--weights=none.pth'], ('no file none.pth',)),
     (['--data='], ('needs images', '--data')),
     (['--workload=digits'], ('digits', 'takes no')),
+    (['--validation_resize=32'], ('train4000.npz', 'validation_resize')),
   ],
 )
 def test_evaluate_refuses_what_it_cannot_do(shared, cache, front, given, words):

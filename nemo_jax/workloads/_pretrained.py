@@ -67,7 +67,7 @@ def _read_weights(recipe: Recipe, sources: Sources, shapes):
 
 
 def _read_images(recipe: Recipe, sources: Sources, size: int):
-  """Calibration, search and test images."""
+  """Search, calibration and test images."""
   if not sources.data:
     raise InputError(
       f'{recipe.name} needs images: name a folder or a TFDS data set with '
@@ -92,14 +92,18 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
       f'{train.name} has {train.size} images; {search} for the search, '
       f'{calibration} to calibrate and {wanted} to test are asked for'
     )
+  if divided and sources.validation_resize is not None:
+    raise InputError(
+      f'{train.name} is divided, so its images are all scaled alike; '
+      'validation_resize is for validation images of their own'
+    )
   if divided:
     return images.samples(
       train, search, [calibration, wanted], resize=resize, **options
     )
   found = images.samples(train, search, [calibration], resize=resize, **options)
-  options['resize'] = resize
-  if sources.validation_resize is not None:
-    options['resize'] = sources.validation_resize
+  own = sources.validation_resize
+  options['resize'] = resize if own is None else own
   if sources.test_images:
     (test,) = images.samples(validation, sources.test_images, **options)
   else:
