@@ -1,5 +1,6 @@
 """Mixed-precision quantization as a search problem."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from nemo_jax.base import Array, InputError, Problem, PyTree
 from nemo_jax.evaluate import in_chunks
 from nemo_jax.quantization import calibrate, costs
 from nemo_jax.quantization.analysis import Quantizer
+from nemo_jax.quantization.lowering import NARROW_BITS
 from nemo_jax.quantization.transform import Quantized
 
 PERFORMANCE = ('top1_error', 'top5_error', 'cross_entropy', 'divergence')
@@ -194,10 +196,9 @@ def make_problem(
 
   def evaluate(data: Data, choices: Array) -> Array:
     bits = data.bit_widths[choices]
-    apply = lambda images: quantized.apply(
-      data.variables, images, bits, data.ranges
-    )
-    logits = in_chunks(apply, data.images, chunk)
+    encoded = quantized.encode(data.variables, bits, data.ranges, widths[-1])
+    run = lambda images: quantized.run(data.variables, images, encoded)
+    logits = in_chunks(run, data.images, chunk)
     return jnp.stack(
       [
         _cost(name, quantized.costs, bits)
@@ -232,14 +233,13 @@ def float_logits(
   quantized: Quantized, variables: PyTree, images: Array, images_at_once: int
 ) -> Array:
   """float32[B, C]: what the network says in float."""
-  bits = float_bits(quantized.quantizers)
 
   @jax.jit
-  def run(variables, images):
-    apply = lambda images: quantized.apply(variables, images, bits)
-    return in_chunks(apply, images, images_at_once)
+  def logits(variables, images):
+    run = lambda images: quantized.unquantized(variables, images)
+    return in_chunks(run, images, images_at_once)
 
-  return run(variables, images).astype(jnp.float32)
+  return logits(variables, images).astype(jnp.float32)
 
 
 def float_objectives(problem: Problem) -> list[float]:
@@ -256,6 +256,11 @@ def uniform(problem: Problem) -> Array:
   """int32[K, N]: the configurations with the same choice at every node."""
   nodes, choices = problem.allowed.shape
   return jnp.tile(jnp.arange(choices, dtype=jnp.int32)[:, None], (1, nodes))
+
+
+def _max_bits(bits: np.ndarray) -> int | None:
+  """The promise that can be made of bits, in few steps: each is a program."""
+  return NARROW_BITS if np.max(bits) <= NARROW_BITS else None
 
 
 def accuracy(
@@ -284,10 +289,11 @@ def accuracy(
   """
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
 
-  @jax.jit
-  def hits(variables, images, labels, bits):
-    apply = lambda images: quantized.apply(variables, images, bits)
-    logits = in_chunks(apply, images, chunk).astype(jnp.float32)
+  @functools.partial(jax.jit, static_argnames='max_bits')
+  def hits(variables, images, labels, bits, max_bits):
+    encoded = quantized.encode(variables, bits, max_bits=max_bits)
+    run = lambda images: quantized.run(variables, images, encoded)
+    logits = in_chunks(run, images, chunk).astype(jnp.float32)
     return jnp.stack([in_top_k(logits, labels, k) for k in (1, 5)])
 
   shape = jax.eval_shape(
@@ -309,7 +315,7 @@ def accuracy(
       rows = np.minimum(np.arange(start, start + block), len(images) - 1)
       part = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
       for i, row in enumerate(bits):
-        right = hits(variables, *part, row)[:, :count]
+        right = hits(variables, *part, row, _max_bits(row))[:, :count]
         counts[i] += np.asarray(right).sum(axis=1)
         bar.update(count)
   return (counts / len(images)).astype(np.float32)

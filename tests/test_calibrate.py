@@ -30,7 +30,7 @@ def at_every_width(of, table):
   def one(bits):
     scale, zero_point = table.at(bits)
     held = fq.fake_quant(of, scale, zero_point, bits)
-    return held, fq.encode(of, scale, zero_point, bits)
+    return held, fq.encode(of, fq.grid(scale, zero_point, bits)) + zero_point
 
   return jax.vmap(one)(WIDTHS)
 

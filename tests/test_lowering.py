@@ -27,13 +27,16 @@ def convolve(images, kernel, groups, strides=(1, 1), padding='VALID', **kw):
   )
 
 
+def rewrite(equation, operands):
+  return [lowering.for_backend(equation, operands)]
+
+
 def lowered(apply, *arguments):
   """What the rewritten program computes, and whether it has a convolution."""
 
   def run(*arguments):
     flat = program.flatten(jax.make_jaxpr(apply)(*arguments))
-    keep = lambda index, operands: operands
-    (out,) = program.run(flat, arguments, keep, lowering.execute)
+    (out,) = program.run(flat, arguments, rewrite)
     return out
 
   text = jax.jit(run).lower(*arguments).compile().as_text()
@@ -105,8 +108,7 @@ def test_gradients_and_vmap_go_through():
   images, kernel = values(0, 2, 6, 6, 4), values(1, 3, 3, 1, 4)
   apply = functools.partial(convolve, groups=4)
   flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
-  keep = lambda index, operands: operands
-  run = lambda x, k: program.run(flat, [x, k], keep, lowering.execute)[0]
+  run = lambda x, k: program.run(flat, [x, k], rewrite)[0]
   loss = lambda f: lambda k: jnp.sum(f(images, k) ** 2)
   np.testing.assert_allclose(
     jax.grad(loss(run))(kernel), jax.grad(loss(apply))(kernel), rtol=1e-4
@@ -120,8 +122,7 @@ def test_other_backends_keep_the_convolution():
   images, kernel = values(0, 2, 6, 6, 4), values(1, 3, 3, 1, 4)
   apply = functools.partial(convolve, groups=4)
   flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
-  keep = lambda index, operands: operands
-  run = lambda x, k: program.run(flat, [x, k], keep, lowering.execute)[0]
+  run = lambda x, k: program.run(flat, [x, k], rewrite)[0]
   for platform, kept in (('cpu', False), ('cuda', True), ('tpu', True)):
     traced = jax.jit(run).trace(images, kernel)
     text = traced.lower(lowering_platforms=(platform,)).as_text()

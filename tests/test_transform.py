@@ -676,7 +676,7 @@ def exact_ranges(residual):
 def integers(x, table, bits):
   """(codes less the zero point int64, scale float64)."""
   scale, zero_point = (np.asarray(c[bits - 2], np.float32) for c in table)
-  codes = np.rint(np.asarray(x, np.float32) / scale) + zero_point
+  codes = np.rint(np.asarray(x, np.float32) * (1 / scale)) + zero_point
   codes = np.clip(codes, 0, 2**bits - 1).astype(np.int64)
   return codes - zero_point.astype(np.int64), scale.astype(np.float64)
 

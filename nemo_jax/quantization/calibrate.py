@@ -16,6 +16,8 @@ BINS = 2048
 # Clipping is worth searching for where steps are coarse; above this width
 # the least squared error is that of the full range to within a rounding.
 _SEARCHED_BITS = 8
+# Below it one over the scale would overflow; such a tensor is all but zero.
+_LEAST_SCALE = 1e-37
 
 
 class Range(NamedTuple):
@@ -38,7 +40,7 @@ def _affine(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
   """
   low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
   scale = (high - low) / fake_quant_lib.largest_code(bits)
-  scale = jnp.where(scale > 0, scale, 1)
+  scale = jnp.where(scale > _LEAST_SCALE, scale, 1)
   return scale, jnp.round(-low / scale)
 
 
@@ -47,7 +49,7 @@ def _symmetric(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
   middle = (fake_quant_lib.largest_code(bits) + 1) / 2
   bound = jnp.maximum(jnp.abs(low), jnp.abs(high))
   scale = bound / (middle - 1)
-  scale = jnp.where(scale > 0, scale, 1)  # also where it underflows
+  scale = jnp.where(scale > _LEAST_SCALE, scale, 1)
   return scale, jnp.broadcast_to(middle, scale.shape)
 
 

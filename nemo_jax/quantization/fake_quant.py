@@ -1,5 +1,7 @@
 """Uniform affine quantization with the bit-width as data."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -11,12 +13,31 @@ MIN_BITS = 2
 MAX_BITS = 16
 
 
+class Grid(NamedTuple):
+  """What a quantizer can hold at one bit-width.
+
+  Codes are kept without their zero point, as the whole numbers that multiply
+  the scale: low to high, which are -z and 2^b - 1 - z.
+  """
+
+  scale: Array  # broadcasts against the tensor, as do the others
+  low: Array
+  high: Array
+  identity: Array | None  # bool[]: anything goes; None where nothing does
+
+
+@jax.custom_jvp
 def round_ste(x: Array) -> Array:
   """Nearest integers (ties to even); the gradient passes straight through.
 
   Bengio et al. 2013.
   """
-  return x + jax.lax.stop_gradient(jnp.round(x) - x)
+  return jnp.round(x)
+
+
+@round_ste.defjvp
+def _round_ste_jvp(primals, tangents):
+  return round_ste(*primals), tangents[0]
 
 
 def largest_code(bits: Array) -> Array:
@@ -26,16 +47,38 @@ def largest_code(bits: Array) -> Array:
   return (jnp.left_shift(one, bits) - 1).astype(jnp.float32)
 
 
-def encode(x: Array, scale: Array, zero_point: Array, bits: Array) -> Array:
-  """Integer codes of x, held in float32: clip(round(x / s) + z, 0, 2^b - 1).
+def grid(
+  scale: Array, zero_point: Array, bits: Array, max_bits: int | None = None
+) -> Grid:
+  """The grid of a quantizer.
 
   Symmetric signed quantization is the case z = 2^(b-1), unsigned z = 0, so
   one formula serves all; Jacob et al. 2018, equation 1.
+
+  Args:
+    scale: float32, positive.
+    zero_point: float32, an integer, so that 0.0 stays 0.0.
+    bits: int32[], traced or not. More than 16 makes it the identity.
+    max_bits: bits are never more; no identity is prepared for.
   """
-  last = largest_code(bits)
-  code = x.astype(jnp.float32) / scale
-  # Clipped before it is rounded, as in LSQ, which sets where gradients stop.
-  return round_ste(jnp.clip(code, -zero_point, last - zero_point)) + zero_point
+  low, high = -zero_point, largest_code(bits) - zero_point
+  if max_bits is not None:
+    return Grid(scale, low, high, None)
+  identity = bits > MAX_BITS
+  return Grid(jnp.where(identity, 1.0, scale), low, high, identity)
+
+
+def encode(x: Array, grid: Grid) -> Array:
+  """Codes of x less the zero point, whole numbers held in float32.
+
+  Gradients stop where x is clipped, as in LSQ (Esser et al. 2020).
+  """
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  # One division a quantizer: by a scale for each value, it would take longer
+  # than all the rest.
+  steps = jnp.clip(x * (1 / grid.scale), grid.low, grid.high)
+  codes = round_ste(steps)
+  return codes if grid.identity is None else jnp.where(grid.identity, x, codes)
 
 
 def fake_quant(x: Array, scale: Array, zero_point: Array, bits: Array) -> Array:
@@ -50,6 +93,5 @@ def fake_quant(x: Array, scale: Array, zero_point: Array, bits: Array) -> Array:
     zero_point: broadcasts against x; an integer, so that 0.0 stays 0.0.
     bits: int32[], traced or not. More than 16 leaves x as it is.
   """
-  code = encode(x, scale, zero_point, bits)
-  quantized = ((code - zero_point) * scale).astype(x.dtype)
-  return jnp.where(bits > MAX_BITS, x, quantized)
+  held = grid(scale, zero_point, bits)
+  return (encode(x, held) * held.scale).astype(x.dtype)

@@ -1,12 +1,15 @@
-"""Equations in the form that a backend runs fastest.
+"""Matrix products of codes, in the form that a backend runs fastest.
 
 XLA's convolution on CPUs is slow where there is a filter for each channel (a
 tenth of what the arithmetic takes), and does a 1 x 1 convolution slower than
-the matrix product that it is. Both are rewritten there; other backends run
-them as traced.
+the matrix product that it is. Both are rewritten there. Other backends run
+products as traced, on bfloat16 where the codes have at most eight bits: it
+holds whole numbers up to 256, and sums of its products are exact in float32
+up to 2^24.
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,8 @@ import jax.numpy as jnp
 from nemo_jax.base import Array
 from nemo_jax.quantization import program as program_lib
 
+# Codes of so many bits, less their zero point, are exact in bfloat16.
+NARROW_BITS = 8
 # Images NHWC, kernels HWIO, outputs NHWC, which is Flax's layout.
 _LAYOUT = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -78,17 +83,58 @@ def _rewritten(params, images: Array, kernel: Array):
   return None
 
 
-def execute(
-  equation: program_lib.Equation, operands: list[Array]
-) -> list[Array]:
-  """The outputs of an equation, by the faster of its forms."""
-  params = equation.params
-  as_traced = lambda *operands: program_lib.bind(equation, operands)
+def as_traced(
+  equation: program_lib.Equation, operands: list[Array], narrow: bool = False
+) -> Array:
+  """The product that an equation is, its sums at least in float32.
+
+  Args:
+    equation: one of `program.MATRIX_PRODUCTS`.
+    operands: its two inputs.
+    narrow: ignored here.
+  """
+  del narrow
+  dtype = jnp.result_type(*operands)
+  (out,) = program_lib.bind(equation, operands, preferred_element_type=dtype)
+  return out
+
+
+def _narrow(equation, operands: list[Array]) -> Array:
+  """As traced, on bfloat16 operands with sums in float32."""
+  (out,) = program_lib.bind(
+    equation,
+    [x.astype(jnp.bfloat16) for x in operands],
+    preferred_element_type=jnp.float32,
+    precision=None,
+  )
+  return out
+
+
+def for_backend(
+  equation: program_lib.Equation, operands: list[Array], narrow: bool = False
+) -> Array:
+  """The product that an equation is, by the fastest of its forms.
+
+  Args:
+    equation: one of `program.MATRIX_PRODUCTS`.
+    operands: its two inputs.
+    narrow: they hold whole numbers from -256 to 256.
+  """
+  plain = lambda *operands: as_traced(equation, operands)
   rewritten = None
   if equation.name == 'conv_general_dilated':
-    rewritten = _rewritten(params, *operands)
-  if rewritten is None:
-    return as_traced(*operands)
-  window = params['window_strides'], params['padding']
-  faster = lambda images, kernel: [rewritten(images, kernel, *window)]
-  return jax.lax.platform_dependent(*operands, cpu=faster, default=as_traced)
+    rewritten = _rewritten(equation.params, *operands)
+  if rewritten is None and not narrow:
+    return plain(*operands)
+  other = (lambda *operands: _narrow(equation, operands)) if narrow else plain
+  fast = plain
+  if rewritten is not None:
+    window = equation.params['window_strides'], equation.params['padding']
+    fast = lambda images, kernel: rewritten(images, kernel, *window)
+  return jax.lax.platform_dependent(*operands, cpu=fast, default=other)
+
+
+LOWERINGS: dict[str, Callable[..., Array]] = {
+  'traced': as_traced,
+  'backend': for_backend,
+}

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from nemo_jax.base import Array
+
 KINDS = (
   'conv',
   'depthwise',
@@ -52,6 +54,34 @@ def channel_axes(equation, operand: int) -> tuple[int, ...]:
   contracted = numbers[0][operand]
   rank = len(equation.eqn.invars[operand].aval.shape)
   return tuple(a for a in range(rank) if a not in contracted)
+
+
+def output_scale(equation, operand: int, scale: Array) -> Array:
+  """A scale of one operand of a matrix product, laid out for its output.
+
+  Args:
+    equation: the product.
+    operand: which of its two inputs.
+    scale: one number, or one for each index of `channel_axes`, with the other
+      axes of size 1.
+  """
+  if scale.size == 1:
+    return scale.reshape(())
+  shape = scale.shape
+  numbers = equation.params['dimension_numbers']
+  rank = len(equation.eqn.outvars[0].aval.shape)
+  if equation.name == 'conv_general_dilated':
+    return scale.reshape(
+      [-1 if axis == numbers.out_spec[1] else 1 for axis in range(rank)]
+    )
+  contracted, batched = (sides[operand] for sides in numbers)
+  free = [a for a in range(len(shape)) if a not in {*contracted, *batched}]
+  # Outputs have the batch axes first, then what is free on either side.
+  others = [1] * (rank - len(batched) - len(free))
+  sizes = [shape[a] for a in free]
+  sizes = others + sizes if operand else sizes + others
+  order = (*batched, *free, *contracted)
+  return scale.transpose(order).reshape(*(shape[a] for a in batched), *sizes)
 
 
 def _conv_facts(equation, avals, batch: int) -> dict:

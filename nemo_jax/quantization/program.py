@@ -152,33 +152,46 @@ def peak_bytes(program: Program) -> int:
   return most
 
 
-def bind(equation: Equation, operands: Sequence[jax.Array]) -> list[jax.Array]:
-  """The outputs of an equation as it was traced."""
+def bind(
+  equation: Equation, operands: Sequence[jax.Array], **changed
+) -> list[jax.Array]:
+  """The outputs of an equation as it was traced, but for some parameters."""
   primitive = equation.eqn.primitive
   result = primitive.bind(
-    *operands, **primitive.get_bind_params(equation.params)
+    *operands, **primitive.get_bind_params(equation.params | changed)
   )
   return result if primitive.multiple_results else [result]
+
+
+def needed_for(program: Program, slots: Sequence[int]) -> Program:
+  """The part of a program that computes the values in some slots."""
+  wanted, equations = set(slots), []
+  for equation in reversed(program.equations):
+    if not wanted.isdisjoint(equation.outputs):
+      wanted |= set(equation.inputs)
+      equations.append(equation)
+  return program._replace(
+    equations=tuple(reversed(equations)), outputs=tuple(slots)
+  )
 
 
 def run(
   program: Program,
   arguments: Sequence[jax.Array],
-  intercept: Callable[[int, list[jax.Array]], list[jax.Array]],
   execute: Callable[[Equation, list[jax.Array]], list[jax.Array]] = bind,
 ) -> list[jax.Array]:
-  """The outputs of a program, each equation's inputs passed by `intercept`.
+  """The outputs of a program.
 
   Args:
     program: what to run.
-    arguments: one array for each of `program.inputs`.
-    intercept: (index of the equation, its inputs) -> the inputs to use.
+    arguments: one array for each of `program.inputs`; None will do for one
+      that nothing reads.
     execute: (equation, inputs) -> outputs.
   """
   values = dict(program.constants)
   values.update(zip(program.inputs, arguments, strict=True))
-  for index, equation in enumerate(program.equations):
-    operands = intercept(index, [values[slot] for slot in equation.inputs])
+  for equation in program.equations:
+    operands = [values[slot] for slot in equation.inputs]
     with equation.eqn.ctx.manager:
       results = execute(equation, operands)
     values.update(zip(equation.outputs, results, strict=True))

@@ -1,9 +1,11 @@
 """`quantize`: any JAX function, with its bit-widths as one more argument."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import jraph
@@ -35,7 +37,13 @@ class Quantized(NamedTuple):
   """A function that can be run at any bit-widths, and what is known of it."""
 
   apply: Callable[..., Any]
-  # (variables, images, bits [N] int32, ranges=ranges) -> what `apply` returned
+  # (variables, images, bits [N] int32, ranges=ranges, max_bits=None) -> what
+  # the function returned; `run` of `encode`
+  encode: Callable[..., 'Encoded']
+  # (variables, bits, ranges=ranges, max_bits=None) -> what depends on the bits
+  # and not on the images, to be computed once for all of them
+  run: Callable[..., Any]  # (variables, images, encoded) -> as `apply`
+  unquantized: Callable[..., Any]  # (variables, images), by the same lowering
   ranges: tuple[calibrate.Range, ...]  # one a quantizer
   quantizers: tuple[analysis_lib.Quantizer, ...]  # from here: see Structure
   operations: tuple[operations_lib.Operation, ...]
@@ -45,13 +53,19 @@ class Quantized(NamedTuple):
   bytes_per_image: int
 
 
+@flax.struct.dataclass
+class Encoded:
+  """What a network at certain bits is before it sees an image."""
+
+  grids: tuple[fake_quant_lib.Grid, ...]  # one a quantizer
+  codes: dict[analysis_lib.Site, Array]  # of weights, where they are used
+  max_bits: int | None = flax.struct.field(pytree_node=False)
+
+
 class _Trace(NamedTuple):
   program: program_lib.Program
   analysis: analysis_lib.Analysis
   treedef: Any  # of the outputs
-
-
-LOWERINGS = {'traced': program_lib.bind, 'backend': lowering_lib.execute}
 
 
 def _leaf_names(variables: PyTree) -> list[str]:
@@ -113,23 +127,55 @@ def inspect(
   )
 
 
-def _run(trace: _Trace, lowering: str, variables, images, visit) -> PyTree:
-  """Runs the program, every quantized operand replaced by visit(site, x)."""
+def _run(trace: _Trace, product, variables, images, visit) -> PyTree:
+  """Runs the program with its quantized operands replaced.
+
+  Args:
+    trace: the program.
+    product: one of the functions in `lowering.LOWERINGS`.
+    variables: inputs of the program.
+    images: the last input.
+    visit: (site, value) -> what to put in its place, and the scale by which
+      a product of it has to be multiplied.
+  """
   sites = {}
   for site in trace.analysis.sites:
-    sites.setdefault(site.equation, []).append(site)
+    outputs = trace.program.equations[site.equation].outputs
+    sites.setdefault(outputs, []).append(site)
 
-  def intercept(index, operands):
-    operands = list(operands)
-    for site in sites.get(index, ()):
-      operands[site.operand] = visit(site, operands[site.operand])
-    return operands
+  def execute(equation, operands):
+    if equation.outputs not in sites:
+      return program_lib.bind(equation, operands)
+    operands, scales = list(operands), []
+    for site in sites[equation.outputs]:
+      value, scale = visit(site, operands[site.operand])
+      operands[site.operand] = value
+      scales.append((site.operand, scale))
+    dtype = trace.program.avals[equation.outputs[0]].dtype
+    if equation.name in program_lib.MATRIX_PRODUCTS:
+      scale = math.prod(
+        operations_lib.output_scale(equation, i, s) for i, s in scales
+      )
+      return [(product(equation, operands) * scale).astype(dtype)]
+    for i, scale in scales:
+      operands[i] = (operands[i] * scale).astype(dtype)
+    return program_lib.bind(equation, operands)
 
   arguments = [*jax.tree.leaves(variables), images]
-  outputs = program_lib.run(
-    trace.program, arguments, intercept, LOWERINGS[lowering]
-  )
+  outputs = program_lib.run(trace.program, arguments, execute)
   return jax.tree.unflatten(trace.treedef, outputs)
+
+
+def _weights(trace: _Trace, variables) -> dict[analysis_lib.Site, Array]:
+  """The weights that are quantized, as they are where they are used."""
+  program, analysis, _ = trace
+  sites = [
+    s for s in analysis.sites if analysis.quantizers[s.quantizer].is_weight
+  ]
+  slots = [program.equations[s.equation].inputs[s.operand] for s in sites]
+  part = program_lib.needed_for(program, slots)
+  values = program_lib.run(part, [*jax.tree.leaves(variables), None])
+  return dict(zip(sites, values, strict=True))
 
 
 def _collect(
@@ -144,9 +190,10 @@ def _collect(
     if site.quantizer in seen and found is not None:
       found = merge(seen[site.quantizer], found)
     seen[site.quantizer] = found
-    return value
+    return value, jnp.ones((), value.dtype)
 
-  _run(trace, lowering, variables, images, visit)
+  product = lowering_lib.LOWERINGS[lowering]
+  _run(trace, product, variables, images, visit)
   return {k: v for k, v in seen.items() if v is not None}
 
 
@@ -240,8 +287,11 @@ def quantize(
   merged nnx model or any pure function.
 
   The bits are traced data, so one compiled program serves every
-  configuration. A quantizer at more than 16 bits is the identity. Gradients
-  pass straight through the rounding (see `fake_quant`).
+  configuration. Products are taken of codes, which are whole numbers, and
+  scaled after. A quantizer at more than 16 bits is the identity. A promise
+  that none has more than `max_bits` (static; bits are clipped to it) leaves
+  that case out, and up to 8 lets an accelerator use its matrix units.
+  Gradients pass straight through the rounding (see `fake_quant`).
 
   Args:
     apply: (variables, images) -> outputs. Its trace must not depend on the
@@ -256,9 +306,9 @@ def quantize(
     weight_scheme: `symmetric`, or `asymmetric`, the paper's: affine weights
       with one scale a tensor.
     percentile: per cent of the values within range, for that method.
-    lowering: `traced` runs the function's own operations, so that over 16 bits
+    lowering: `traced` runs the function's own products, so that over 16 bits
       everywhere it is the function to the last bit; `backend` runs each in
-      the form that is fastest where it runs, equal to float rounding.
+      the form that is fastest where it runs, see `lowering`.
     chunk: images that calibration runs at once.
 
   Raises:
@@ -268,7 +318,7 @@ def quantize(
       be reached, such as the body of a `scan`.
   """
   _check('calibration', calibration, calibrate.METHODS)
-  _check('lowering', lowering, LOWERINGS)
+  _check('lowering', lowering, lowering_lib.LOWERINGS)
   if not 0 < percentile <= 100 or chunk < 1:
     raise InputError(
       f'percentile is {percentile}, chunk is {chunk}; they go from 0 to 100 '
@@ -297,19 +347,49 @@ def quantize(
   )
   calibrated = find_ranges(weights, limits, counts)
 
-  def quantized_apply(variables, images, bits, ranges=calibrated):
+  trace = functools.partial(_trace, apply, also=also)
+  example = jax.ShapeDtypeStruct(images[:1].shape, images.dtype)
+
+  def encode(variables, bits, ranges=calibrated, max_bits=None):
     if jnp.shape(bits) != (len(quantizers),):
       raise InputError(
         f'bits has shape {jnp.shape(bits)}; there are '
         f'{len(quantizers)} quantizers'
       )
+    if max_bits is not None:
+      bits = jnp.minimum(bits, max_bits)
+    grids = tuple(
+      fake_quant_lib.grid(*r.at(b), b, max_bits)
+      for r, b in zip(ranges, bits, strict=True)
+    )
+    weights = _weights(trace(variables, example), variables)
+    codes = {
+      site: fake_quant_lib.encode(value, grids[site.quantizer])
+      for site, value in weights.items()
+    }
+    return Encoded(grids, codes, max_bits)
 
+  def run(variables, images, encoded):
     def visit(site, value):
-      width = bits[site.quantizer]
-      scale, zero_point = ranges[site.quantizer].at(width)
-      return fake_quant_lib.fake_quant(value, scale, zero_point, width)
+      grid = encoded.grids[site.quantizer]
+      if site in encoded.codes:
+        return encoded.codes[site], grid.scale
+      return fake_quant_lib.encode(value, grid), grid.scale
 
-    trace = _trace(apply, variables, images, also)
-    return _run(trace, lowering, variables, images, visit)
+    narrow = (encoded.max_bits or np.inf) <= lowering_lib.NARROW_BITS
+    product = functools.partial(lowering_lib.LOWERINGS[lowering], narrow=narrow)
+    return _run(trace(variables, images), product, variables, images, visit)
 
-  return Quantized(quantized_apply, calibrated, *structure)
+  def unquantized(variables, images):
+    keep = lambda site, value: (value, jnp.ones((), value.dtype))
+    product = lowering_lib.LOWERINGS[lowering]
+    return _run(trace(variables, images), product, variables, images, keep)
+
+  def quantized_apply(
+    variables, images, bits, ranges=calibrated, max_bits=None
+  ):
+    return run(variables, images, encode(variables, bits, ranges, max_bits))
+
+  return Quantized(
+    quantized_apply, encode, run, unquantized, calibrated, *structure
+  )

@@ -1,0 +1,1 @@
+"""What is claimed of speed, against others and in one run."""
