@@ -83,21 +83,25 @@ class GCN(nn.Module):
     return _head(graph, self.hidden, self.num_choices)
 
 
-def reach(graph: jraph.GraphsTuple, hops: int) -> tuple[np.ndarray, np.ndarray]:
-  """Senders and receivers of all pairs at most `hops` edges apart."""
+def reach(graph: jraph.GraphsTuple, hops: int) -> np.ndarray:
+  """float32[N, N]: 1 where two nodes are at most `hops` edges apart."""
   step = _adjacency(graph).astype(np.float32)
-  near = np.linalg.matrix_power(step, hops) > 0
-  return _edges(near)
+  return (np.linalg.matrix_power(step, hops) > 0).astype(np.float32)
+
+
+def _convolve_dense(matrix: Array, nodes: Array, features: int, name: str):
+  """The graph convolution of a graph that is given as a matrix [N, N]."""
+  scale = jax.lax.rsqrt(jnp.sum(matrix, axis=1))[:, None]
+  return scale * (matrix @ (scale * nn.Dense(features, name=name)(nodes)))
 
 
 class GraphUNet(nn.Module):
   """Logits [N, K] by a Graph U-Net (Gao and Ji 2019) and attention.
 
   Each level keeps the better half of its nodes by a learned score and joins
-  those that were two edges apart, so that pooling does not tear the graph. All
-  shapes are static: the number of kept nodes is known, edges come from the
-  power of the whole graph that a level's joins amount to, and an edge of which
-  an end was dropped goes to a padding node.
+  those that were two edges apart, so that pooling does not tear the graph.
+  Which nodes are kept differs between networks, so a level is a matrix, taken
+  from the power of the whole graph that its joins amount to.
   """
 
   num_choices: int
@@ -110,44 +114,21 @@ class GraphUNet(nn.Module):
     graph = _convolve(graph, self.hidden, 'convolution')
     nodes = nn.selu(graph.nodes)
     index = jnp.arange(nodes.shape[0])  # kept nodes, in the whole graph
+    matrix = jnp.asarray(reach(graph, 1))
     levels = []
     for level in range(self.depth):
       score = nn.Dense(1, name=f'score_{level}')(nodes)[:, 0]
       best, chosen = jax.lax.top_k(score, (nodes.shape[0] + 1) // 2)
-      levels.append((nodes, index, chosen))
+      levels.append((nodes, matrix, chosen))
       # The gate lets the score be learned, and bounds what passes.
       nodes = nodes[chosen] * nn.sigmoid(best)[:, None]
       index = index[chosen]
-      pooled = _padded(graph, nodes, index, 2 ** (level + 1))
-      nodes = nn.selu(
-        _convolve(pooled, self.hidden, f'down_{level}').nodes[:-1]
-      )
-    for level, (skip, index, chosen) in reversed(list(enumerate(levels))):
+      near = jnp.asarray(reach(graph, 2 ** (level + 1)))
+      matrix = near[index[:, None], index[None, :]]
+      nodes = _convolve_dense(matrix, nodes, self.hidden, f'down_{level}')
+      nodes = nn.selu(nodes)
+    for level, (skip, matrix, chosen) in reversed(list(enumerate(levels))):
       nodes = skip + jnp.zeros_like(skip).at[chosen].set(nodes)
-      unpooled = _padded(graph, nodes, index, 2**level)
-      nodes = nn.selu(
-        _convolve(unpooled, self.hidden, f'up_{level}').nodes[:-1]
-      )
+      nodes = _convolve_dense(matrix, nodes, self.hidden, f'up_{level}')
+      nodes = nn.selu(nodes)
     return _head(graph._replace(nodes=nodes), self.hidden, self.num_choices)
-
-
-def _padded(
-  graph: jraph.GraphsTuple, nodes: Array, index: Array, hops: int
-) -> jraph.GraphsTuple:
-  """The kept nodes [k, H], joined up to `hops` edges apart, and one of padding.
-
-  Args:
-    graph: the whole graph of N nodes.
-    nodes: features of the kept nodes.
-    index: int32[k], where they are in the whole graph.
-    hops: how far apart in the whole graph joined nodes are.
-  """
-  kept = nodes.shape[0]
-  place = jnp.full(graph.nodes.shape[0], kept).at[index].set(jnp.arange(kept))
-  senders, receivers = (place[ends] for ends in reach(graph, hops))
-  dropped = (senders == kept) | (receivers == kept)
-  return graph._replace(
-    nodes=jnp.concatenate([nodes, jnp.zeros_like(nodes[:1])]),
-    senders=jnp.where(dropped, kept, senders),
-    receivers=jnp.where(dropped, kept, receivers),
-  )

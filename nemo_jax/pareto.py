@@ -2,7 +2,7 @@
 
 Every function takes `objectives [n, M]`, minimised, and an optional
 `mask [n]`, True where a row is valid. A NaN objective counts as +inf. Nothing
-here allocates an `n x n` array: pairs are compared a block at a time.
+here allocates an `n x n` array.
 """
 
 import functools
@@ -21,17 +21,6 @@ _UNROLL = 8
 def dominates(a: Array, b: Array) -> Array:
   """Whether `a [..., M]` is no worse everywhere and better somewhere."""
   return jnp.all(a <= b, axis=-1) & jnp.any(a < b, axis=-1)
-
-
-def _dominance(a: Array, b: Array) -> Array:
-  """bool[n, k]: row i of `a [n, M]` dominates row j of `b [k, M]`.
-
-  One objective at a time, so that no `[n, k, M]` array exists.
-  """
-  columns = [(x[:, None], y[None, :]) for x, y in zip(a.T, b.T, strict=True)]
-  no_worse = functools.reduce(jnp.logical_and, [x <= y for x, y in columns])
-  better = functools.reduce(jnp.logical_or, [x < y for x, y in columns])
-  return no_worse & better
 
 
 def _clean(objectives: Array, mask: Array | None) -> Array:

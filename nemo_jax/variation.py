@@ -15,10 +15,11 @@ def tournament(key: Array, rank: Array, candidates: Array) -> Array:
     candidates: bool[P], the rows to draw from. If there are none, all rows
       are drawn from.
   """
-  count = rank.shape[0]
-  logits = jnp.where(candidates, 0.0, -jnp.inf)
-  logits = jnp.where(jnp.any(candidates), logits, 0.0)
-  one, two = jax.random.categorical(key, logits, shape=(2, count))
+  places = rank.shape[0]
+  candidates |= ~jnp.any(candidates)
+  (rows,) = jnp.nonzero(candidates, size=places)
+  drawn = jax.random.randint(key, (2, places), 0, jnp.sum(candidates))
+  one, two = rows[drawn]
   return jnp.where(rank[one] <= rank[two], one, two)
 
 
@@ -39,23 +40,19 @@ def sbx(
     high: upper bound.
     eta: distribution index; large stays near the parents.
   """
-  key_cross, key_spread, key_side = jax.random.split(key, 3)
+  key_coins, key_spread = jax.random.split(key)
   near, far = jnp.minimum(one, two), jnp.maximum(one, two)
   gap = jnp.maximum(far - near, 1e-6)
-  draw = jax.random.uniform(key_spread, one.shape)
+  coins = jax.random.bits(key_coins, one.shape, jnp.uint8)
+  below, crossed = (coins & 1).astype(bool), (coins & 2).astype(bool)
 
-  def spread(room):
-    alpha = 2 - (1 + 2 * room / gap) ** -(eta + 1)
-    inner = (draw * alpha) ** (1 / (eta + 1))
-    outer = (1 / jnp.maximum(2 - draw * alpha, 1e-9)) ** (1 / (eta + 1))
-    return jnp.where(draw <= 1 / alpha, inner, outer)
-
-  below = (near + far - spread(near - low) * gap) / 2
-  above = (near + far + spread(high - far) * gap) / 2
-  side = jax.random.bernoulli(key_side, 0.5, one.shape)
-  crossed = jax.random.bernoulli(key_cross, 0.5, one.shape)
-  crossed &= far - near > 1e-6
-  child = jnp.where(crossed, jnp.where(side, below, above), one)
+  room = jnp.where(below, near - low, high - far)
+  alpha = 2 - (1 + 2 * room / gap) ** -(eta + 1)
+  draw = alpha * jax.random.uniform(key_spread, one.shape)
+  outer = 1 / jnp.maximum(2 - draw, 1e-9)
+  spread = jnp.where(draw <= 1, draw, outer) ** (1 / (eta + 1))
+  child = (near + far + jnp.where(below, -spread, spread) * gap) / 2
+  child = jnp.where(crossed & (far - near > 1e-6), child, one)
   return jnp.clip(child, low, high)
 
 
@@ -83,11 +80,11 @@ def polynomial_mutation(
   key_where, key_move = jax.random.split(key)
   draw = jax.random.uniform(key_move, genotype.shape)
   span = high - low
-  below, above = (genotype - low) / span, (high - genotype) / span
-  power = 1 / (eta + 1)
-  down = (2 * draw + (1 - 2 * draw) * (1 - below) ** (eta + 1)) ** power - 1
-  up = 1 - (2 * (1 - draw) + (2 * draw - 1) * (1 - above) ** (eta + 1)) ** power
-  moved = genotype + span * jnp.where(draw < 0.5, down, up)
+  down = draw < 0.5
+  room = jnp.where(down, genotype - low, high - genotype) / span
+  tail = 2 * jnp.minimum(draw, 1 - draw)
+  step = 1 - (tail + (1 - tail) * (1 - room) ** (eta + 1)) ** (1 / (eta + 1))
+  moved = genotype + span * jnp.where(down, -step, step)
   chosen = jax.random.bernoulli(key_where, rate, genotype.shape)
   return jnp.clip(jnp.where(chosen, moved, genotype), low, high)
 

@@ -134,7 +134,7 @@ def near(count, edges, start_node, hops):
 @given(random_edges, st.integers(1, 5))
 def test_reach_is_what_breadth_first_search_finds(case, hops):
   count, edges = case
-  pairs = as_set(*networks.reach(make_graph(count, edges), hops))
+  pairs = as_set(*np.nonzero(networks.reach(make_graph(count, edges), hops)))
   for node in range(count):
     found = {receiver for sender, receiver in pairs if sender == node}
     assert found == near(count, edges, node, hops)
@@ -279,54 +279,36 @@ def test_every_pooling_keeps_the_larger_half(graph):
   count = len(ready.nodes)
   for level in range(2):
     [up] = seen[f'up_{level}']['__call__']
-    assert up.shape == (count + 1, HIDDEN)  # one is padding
+    assert up.shape == (count, HIDDEN)
     count = -(-count // 2)
     [down] = seen[f'down_{level}']['__call__']
-    assert down.shape == (count + 1, HIDDEN)
+    assert down.shape == (count, HIDDEN)
 
 
-class Pooled(nn.Module):
-  """One convolution of the pooled level [k + 1, H], and whom it kept."""
-
-  hops: int
+class Dense(nn.Module):
+  """One convolution of a graph that is given as a matrix."""
 
   @nn.compact
-  def __call__(self, graph, nodes, index, padding):
-    pooled = networks._padded(graph, nodes, index, self.hops)
-    row = pooled.nodes.at[-1].set(padding)
-    return networks._convolve(pooled._replace(nodes=row), HIDDEN, 'down').nodes
+  def __call__(self, matrix, nodes):
+    return networks._convolve_dense(matrix, nodes, HIDDEN, 'convolution')
 
 
-@pytest.mark.parametrize(
-  ('graph', 'hops'), [('chain of 7', 1), ('chain of 7', 4), ('branched', 2)]
-)
-def test_a_pooled_level_knows_its_kept_nodes_alone(graph, hops):
-  ready, _ = compiled('graph_unet', graph)
-  count = len(ready.nodes)
-  edges = as_set(ready.senders, ready.receivers)
-  index = np.array([5, 0, 4, 2])  # in the order of some score
-  rng = np.random.default_rng(0)
-  nodes = rng.normal(size=(4, HIDDEN)).astype(np.float32)
-  model = Pooled(hops)
-  layer = {
-    'kernel': rng.normal(size=(HIDDEN, HIDDEN)).astype(np.float32),
-    'bias': rng.normal(size=HIDDEN).astype(np.float32),
-  }
-  weights = {'params': {'down': layer}}
+class Sparse(nn.Module):
+  """The same by jraph."""
 
-  @quickly
-  def apply(features, padding):
-    whole = ready._replace(nodes=features)
-    return model.apply(weights, whole, nodes, index, padding)
+  @nn.compact
+  def __call__(self, graph):
+    return networks._convolve(graph, HIDDEN, 'convolution').nodes
 
-  pooled = apply(ready.nodes, 0.0)
 
-  # The reference has no padding node and no dropped one.
-  pairs = [(a, b) for a in range(count) for b in near(count, edges, a, hops)]
-  matrix = adjacency(count, pairs)[np.ix_(index, index)]
-  expected = normalized(matrix) @ dense(weights['params'], 'down', nodes)
-  np.testing.assert_allclose(pooled[:-1], expected, rtol=1e-4, atol=1e-5)
-
-  # Whatever else is in the graph or in the padding node stays where it is.
-  again = apply(ready.nodes * 0 + 1e30, 1e30)
-  np.testing.assert_array_equal(pooled[:-1], again[:-1])
+@pytest.mark.parametrize('graph', GRAPHS)
+def test_convolutions_by_matrix_and_by_edges_are_the_same(graph):
+  ready, _ = compiled('gcn', graph)
+  weights = Sparse().init(jax.random.key(0), ready)
+  matrix = networks.reach(ready, 1)
+  np.testing.assert_allclose(
+    Dense().apply(weights, matrix, ready.nodes),
+    Sparse().apply(weights, ready),
+    rtol=1e-5,
+    atol=1e-6,
+  )

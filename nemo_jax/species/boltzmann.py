@@ -27,6 +27,15 @@ class State(NamedTuple):
   guest_rank: Array  # [P] float32
 
 
+def _sample(key: Array, logits: Array) -> Array:
+  """int32[...]: a choice for each of logits [..., K], by one draw each."""
+  chance = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+  # Short of the end, beyond which there is no choice.
+  draw = jax.random.uniform(key, logits.shape[:-1], maxval=1 - 1e-6)
+  draw *= chance[..., -1]
+  return jnp.sum(chance <= draw[..., None], axis=-1, dtype=jnp.int32)
+
+
 def make(
   problem: Problem,
   population_size: int,
@@ -82,8 +91,9 @@ def make(
   def mutate(key, genotype):
     key_where, key_prior, key_heat = jax.random.split(key, 3)
     where = jax.random.bernoulli(key_where, 1 / nodes, shape[:2])
-    noise = std * jax.random.normal(key_prior, shape)
-    heat = 0.2 * jax.random.normal(key_heat, shape[:2])
+    # One draw a chromosome serves what few nodes of it are mutated.
+    noise = std * jax.random.normal(key_prior, (population_size, 1, choices))
+    heat = 0.2 * jax.random.normal(key_heat, (population_size, 1))
     return Genotype(
       genotype.prior + jnp.where(where[..., None], noise, 0),
       jnp.clip(genotype.log_temperature + jnp.where(where, heat, 0), -3, 3),
@@ -111,8 +121,7 @@ def make(
     child = mutate(keys[4], cross(keys[5], crossover_rate, first, second))
     logits = child.prior / jnp.exp(child.log_temperature)[..., None]
     logits = jnp.where(problem.allowed, logits, -jnp.inf)
-    sample = jax.random.categorical(keys[6], logits).astype(jnp.int32)
-    return sample, state._replace(offspring=child)
+    return _sample(keys[6], logits), state._replace(offspring=child)
 
   def tell(key, state, feedback):
     del key

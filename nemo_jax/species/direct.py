@@ -81,17 +81,20 @@ def make(
     invited = jax.random.bernoulli(key_guest, guest_rate, shape[:1])
     return jnp.where((invited & jnp.any(known))[:, None], vector, own)
 
-  def ask(key, state):
-    keys = jax.random.split(key, 6)
+  def breed(key, state):
+    keys = jax.random.split(key, 5)
     first, second = select(keys[0], state), select(keys[1], state)
     child = variation.sbx(keys[2], first, second, 0.0, top, crossover_eta)
     crossed = jax.random.bernoulli(keys[3], crossover_rate, shape[:1])
     child = jnp.where(crossed[:, None], child, first)
-    child = variation.polynomial_mutation(
-      keys[4], child, 0.0, top, mutation_eta
-    )
-    fresh = jax.random.uniform(keys[5], shape, maxval=top)
-    child = jnp.where(jnp.any(state.own), child, fresh)
+    return variation.polynomial_mutation(keys[4], child, 0.0, top, mutation_eta)
+
+  def fresh(key, state):
+    del state
+    return jax.random.uniform(key, shape, maxval=top)
+
+  def ask(key, state):
+    child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)
     whole = jnp.clip(rounding(child), 0, choices - 1).astype(jnp.int32)
     proposed = variation.nearest_allowed(whole, problem.allowed)
     return proposed, state._replace(offspring=child)
