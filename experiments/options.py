@@ -7,7 +7,7 @@ import jax
 from absl import flags
 
 from nemo_jax import memory, quantize, runs, workloads
-from nemo_jax.quantization import calibrate, operations, transform
+from nemo_jax.quantization import calibrate, lowering, operations, transform
 
 FLAGS = flags.FLAGS
 
@@ -78,7 +78,7 @@ flags.DEFINE_list(
 flags.DEFINE_enum(
   'lowering',
   'backend',
-  list(transform.LOWERINGS),
+  list(lowering.LOWERINGS),
   'operations in the form that is fastest on this backend, or as traced',
 )
 flags.DEFINE_float(

@@ -18,15 +18,16 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import options
+from experiments import cluster, options
 from experiments.launch import launch
-from nemo_jax import mixed_precision, nemo, report, runs
+from nemo_jax import devices, mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
 from nemo_jax.evaluate import evaluate
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(cluster)
 
 flags.DEFINE_list(
   'species',
@@ -88,21 +89,44 @@ def workdir() -> str:
   return FLAGS.workdir or os.path.join('runs', FLAGS.workload)
 
 
+def restore(checkpoints, state):
+  """The last stored state of the run, or the new one; the same everywhere."""
+  if checkpoints:
+    state, damaged = runs.restore(checkpoints, state)
+    for line in damaged:
+      print(f'{line}; going back to the one before')
+    runs.discard_after(checkpoints, int(state.generation))
+    runs.rewind_metrics(workdir(), int(state.generation))
+  return devices.from_first(jax.device_get(state))
+
+
+def describe_memory(program) -> str:
+  """What a compiled generation takes on each device at its peak."""
+  used = program.memory_analysis()
+  if used is None:
+    return 'not known on this backend'
+  arguments = used.argument_size_in_bytes
+  total = arguments + used.output_size_in_bytes + used.temp_size_in_bytes
+  mib = 2**20
+  return (
+    f'{total / mib:,.0f} MiB, {arguments / mib:,.0f} of it weights, images and '
+    'the state of the search'
+  )
+
+
 def search(problem, species, generations: int):
   """Runs or resumes the search of the flags; returns its last state."""
-  key = jax.random.key(FLAGS.seed)
-  init_key, run_key = jax.random.split(key)
+  mesh = problem.mesh
+  init_key, run_key = jax.random.split(jax.random.key(FLAGS.seed))
   archive = min(generations * FLAGS.population, 4096)
-  state = jax.jit(
-    nemo.init, static_argnames=('species', 'population_size', 'archive_size')
-  )(init_key, problem, species, FLAGS.population, archive)
-  checkpoints = runs.open_checkpoints(workdir())
-  state, damaged = runs.restore(checkpoints, state)
-  for line in damaged:
-    print(f'{line}; going back to the one before')
+  init = lambda problem: nemo.init(
+    init_key, problem, species, FLAGS.population, archive
+  )
+  state = devices.jit(init, mesh)(problem)
+  is_first = jax.process_index() == 0
+  checkpoints = runs.open_checkpoints(workdir()) if is_first else None
+  state = restore(checkpoints, state)
   done = int(state.generation)
-  runs.discard_after(checkpoints, done)
-  runs.rewind_metrics(workdir(), done)
   if done >= generations:
     print(f'all {generations} generations of this run are done')
     return state
@@ -110,22 +134,23 @@ def search(problem, species, generations: int):
     print(f'resuming after generation {done}')
 
   with stage('compiling one generation'):
-    step = jax.jit(
-      functools.partial(
-        nemo.step,
-        species=species,
-        exploration=FLAGS.exploration,
-        batch_size=FLAGS.batch_size,
-      )
+    state = devices.place(state, mesh, jax.sharding.PartitionSpec())
+    step = functools.partial(
+      nemo.step,
+      run_key,
+      species=species,
+      exploration=FLAGS.exploration,
+      batch_size=FLAGS.batch_size,
     )
-    step = step.lower(run_key, state, problem).compile()
-  advance = lambda state: step(run_key, state, problem)
+    step = devices.jit(step, mesh).lower(state, problem=problem).compile()
+  print(f'memory of a device at its peak: {describe_memory(step)}')
+  advance = lambda state: step(state, problem=problem)
   with tqdm.tqdm(
     total=generations * FLAGS.population,
     initial=done * FLAGS.population,
     desc='searching',
     unit='eval',
-    disable=None,
+    disable=None if is_first else True,
   ) as bar:
     stored = runs.evolve(workdir(), checkpoints, advance, state, generations)
     for last, metrics in stored:
@@ -144,7 +169,7 @@ def describe(workload, quantized, problem, state) -> dict:
   rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
   rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
   uniform = np.asarray(mixed_precision.uniform(problem))
-  uniform_values = jax.jit(evaluate)(problem, uniform)
+  uniform_values = devices.jit(evaluate, problem.mesh)(problem, uniform)
   values = np.concatenate([uniform_values, archive.objectives[rows]])
   widths = np.asarray(problem.data.bit_widths)
   bits = widths[np.concatenate([uniform, archive.choices[rows]])]
@@ -154,6 +179,7 @@ def describe(workload, quantized, problem, state) -> dict:
     *workload.test,
     np.concatenate([[mixed_precision.float_bits(quantized.quantizers)], bits]),
     images_at_once=options.images_at_once(quantized),
+    mesh=problem.mesh,
   )
   on_test = [{'test_accuracy': a, 'test_top5_accuracy': b} for a, b in accuracy]
   points = [
@@ -181,7 +207,9 @@ def describe(workload, quantized, problem, state) -> dict:
     'species': FLAGS.species,
     'hypervolume': volume(values[len(uniform) :]) if exact else None,
     'uniform_hypervolume': volume(values[: len(uniform)]) if exact else None,
-    'float': {'objectives': mixed_precision.float_objectives(problem)}
+    'float': {
+      'objectives': mixed_precision.float_objectives(problem, images['search'])
+    }
     | on_test[0],
     'uniform': points[: len(uniform)],
     'points': front,
@@ -216,6 +244,7 @@ def summarise(folder: str) -> None:
     print(f'picture   {path}')
 
 
+@cluster.joined()
 def run() -> None:
   """The experiment."""
   generations = FLAGS.generations
@@ -241,6 +270,7 @@ def run() -> None:
   here = sys.modules[__name__]
   started_with = options.values(here, without=('workdir',))
   runs.check_flags(workdir(), started_with)
+  mesh = devices.make_mesh(FLAGS.image_devices)
   workload = options.load_workload()
   # Weights that were trained anew would make it another search.
   started_with['weights_digest'] = runs.digest(workload.variables)[:12]
@@ -256,6 +286,7 @@ def run() -> None:
       bit_widths=widths,
       data_flow=FLAGS.data_flow,
       images_at_once=at_once,
+      mesh=mesh,
     )
   print(
     f'{workload.name}: {len(quantized.quantizers)} quantizers, '
@@ -266,14 +297,20 @@ def run() -> None:
   print(
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )
+  own = workload.variables, workload.search, quantized.ranges
+  devices.check_equal(runs.digest(own), 'weights or images')
   species = tuple(build(problem, FLAGS.population) for build in builders)
-  with runs.locked(workdir()):
-    runs.write_flags(workdir(), started_with)
+  with contextlib.ExitStack() as stack:
+    is_first = jax.process_index() == 0
+    if is_first:
+      stack.enter_context(runs.locked(workdir()))
+      runs.write_flags(workdir(), started_with)
     state = search(problem, species, generations)
     print(f'scoring the front on {len(workload.test.labels)} unseen images')
     front = describe(workload, quantized, problem, state)
-    runs.write_front(workdir(), front)
-    summarise(workdir())
+    if is_first:
+      runs.write_front(workdir(), front)
+      summarise(workdir())
 
 
 if __name__ == '__main__':

@@ -56,6 +56,14 @@ class Problem:
     pytree_node=False
   )  # (data, choices [N] int32) -> objectives [M] float32
   objective_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+  # Devices that evaluate together, see `devices.make_mesh`, and how `data` is
+  # laid over them; `evaluate` then runs on each within `jax.shard_map`.
+  mesh: jax.sharding.Mesh | None = flax.struct.field(
+    pytree_node=False, default=None
+  )
+  data_specs: Any = flax.struct.field(
+    pytree_node=False, default=jax.sharding.PartitionSpec()
+  )
 
 
 class Feedback(NamedTuple):

@@ -1,10 +1,14 @@
 """A whole population through `problem.evaluate`, and many images in chunks."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from nemo_jax import devices
 from nemo_jax.base import Array, Problem
 
 
@@ -20,8 +24,31 @@ def evaluate(
       absent, which is what a CPU likes: `vmap` over weights would turn every
       convolution into a grouped one.
   """
-  one = lambda candidate: problem.evaluate(problem.data, candidate)
-  return jax.lax.map(one, choices, batch_size=batch_size)
+
+  def many(data, choices):
+    one = lambda candidate: problem.evaluate(data, candidate)
+    return jax.lax.map(one, choices, batch_size=batch_size)
+
+  mesh = problem.mesh
+  if mesh is None:
+    return many(problem.data, choices)
+  count, shares = len(choices), mesh.shape[devices.CANDIDATE]
+  # Every device takes as many; the last row fills what is left over.
+  rows = np.minimum(np.arange(-(-count // shares) * shares), count - 1)
+  by_candidate = PartitionSpec(devices.CANDIDATE)
+  # What comes before and after stays whole: divided sums would differ.
+  whole = functools.partial(
+    jax.lax.with_sharding_constraint,
+    shardings=NamedSharding(mesh, PartitionSpec()),
+  )
+  spread = jax.shard_map(
+    many,
+    mesh=mesh,
+    in_specs=(problem.data_specs, by_candidate),
+    out_specs=by_candidate,
+    check_vma=False,
+  )
+  return whole(spread(problem.data, whole(choices)[rows]))[:count]
 
 
 def in_chunks(

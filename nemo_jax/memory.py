@@ -22,20 +22,20 @@ def total(device: jax.Device | None = None) -> int:
   """Bytes of memory that a device has, as it says itself.
 
   A CPU's are those of the machine, or of the control group that the process
-  is confined to.
+  is confined to; devices that are made of one CPU share them.
   """
-  device = device or jax.devices()[0]
+  device = device or jax.local_devices()[0]
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
   if device.platform != 'cpu':
     raise InputError(f'{device} does not say how much memory it has; state it')
-  machine = psutil.virtual_memory().total
+  machine, shares = psutil.virtual_memory().total, jax.local_device_count()
   try:
     limit = pathlib.Path('/sys/fs/cgroup/memory.max').read_text().strip()
   except OSError:
-    return machine
-  return machine if limit == 'max' else min(machine, int(limit))
+    limit = 'max'
+  return (machine if limit == 'max' else min(machine, int(limit))) // shares
 
 
 def images_at_once(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import PartitionSpec
 
-from nemo_jax import memory
+from nemo_jax import devices, memory
 from nemo_jax.base import Array, InputError, Problem, PyTree
 from nemo_jax.evaluate import in_chunks
 from nemo_jax.quantization import calibrate, costs
@@ -50,26 +51,20 @@ def in_top_k(logits: Array, labels: Array, k: int) -> Array:
   return (ahead < k) & known
 
 
-def topk_error(logits: Array, labels: Array, k: int) -> Array:
-  """float32[]: share of the images whose label is not among the k best."""
-  return jnp.mean(~in_top_k(logits, labels, k), dtype=jnp.float32)
-
-
 def _performance(name: str, logits: Array, data: Data) -> Array:
-  """float32[]: one of PERFORMANCE, lower is better."""
+  """float32[B]: one of PERFORMANCE for every image, lower is better."""
   logits = logits.astype(jnp.float32)
-  if name == 'top1_error':
-    return topk_error(logits, data.labels, 1)
-  if name == 'top5_error':
-    return topk_error(logits, data.labels, 5)
+  if name in ('top1_error', 'top5_error'):
+    k = 1 if name == 'top1_error' else 5
+    return 1.0 - in_top_k(logits, data.labels, k)
   log_probabilities = jax.nn.log_softmax(logits)
   if name == 'cross_entropy':
     picked = jnp.take_along_axis(log_probabilities, data.labels[:, None], -1)
-    return -jnp.mean(picked)
+    return -picked[:, 0]
   # Kullback-Leibler divergence of the quantized network from the float one.
   target = jax.nn.log_softmax(data.logits)
   gap = jnp.exp(target) * (target - log_probabilities)
-  return jnp.mean(jnp.sum(gap, axis=-1))
+  return jnp.sum(gap, axis=-1)
 
 
 def _cost(name: str, table: costs.Costs, bits: Array) -> Array:
@@ -155,6 +150,7 @@ def make_problem(
   allowed: Array | None = None,
   data_flow: bool = False,
   images_at_once: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Problem:
   """The search for the bit-widths of a network's quantizers.
 
@@ -169,6 +165,7 @@ def make_problem(
     data_flow: searchers see the graph of the data flow, not the chain.
     images_at_once: how many a candidate is shown at once; what the memory of
       the device holds if absent.
+    mesh: devices that share the work, from `devices.make_mesh`.
 
   Raises:
     InputError: an objective is unknown or repeated, or the bit-widths are not
@@ -179,17 +176,33 @@ def make_problem(
   if not len(images):
     raise InputError('make_problem needs at least one image')
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
-  images = jnp.asarray(images)
+  logits = float_logits(quantized, variables, images, chunk)
+  classes = logits.shape[-1]
+  _check_labels(labels, images, classes)
+  by_image = PartitionSpec(devices.IMAGE)
+  specs = Data(*[PartitionSpec()] * len(Data._fields))._replace(
+    images=by_image, labels=by_image, logits=by_image
+  )
   data = Data(
-    variables=jax.tree.map(jnp.asarray, variables),
+    variables=variables,
     ranges=quantized.ranges,
     images=images,
-    labels=jnp.asarray(labels, jnp.int32),
-    logits=float_logits(quantized, variables, images, chunk),
-    bit_widths=jnp.asarray(widths, jnp.int32),
+    labels=np.asarray(labels, np.int32),
+    logits=logits,
+    bit_widths=np.asarray(widths, np.int32),
   )
-  classes = data.logits.shape[-1]
-  _check_labels(labels, images, classes)
+  count = len(images)
+  if mesh is not None:
+    # Every device takes as many images; copies that fill up are not counted.
+    shares = mesh.shape[devices.IMAGE]
+    rows = np.minimum(np.arange(-(-count // shares) * shares), count - 1)
+    data = data._replace(
+      images=np.asarray(images)[rows],
+      labels=data.labels[rows],
+      logits=np.asarray(logits)[rows],
+    )
+  placed = zip(data, specs, strict=True)
+  data = Data(*(devices.place(part, mesh, spec) for part, spec in placed))
   if 'top5_error' in objectives and classes <= 5:
     raise InputError(f'top5_error needs over 5 classes; there are {classes}')
   bounds = [_bounds(o, quantized, classes, widths[-1]) for o in objectives]
@@ -199,11 +212,19 @@ def make_problem(
     encoded = quantized.encode(data.variables, bits, data.ranges, widths[-1])
     run = lambda images: quantized.run(data.variables, images, encoded)
     logits = in_chunks(run, data.images, chunk)
+
+    def performance(name):
+      values = _performance(name, logits, data)
+      if mesh is not None:
+        # Before the mean, which so does not depend on how they are divided.
+        values = jax.lax.all_gather(values, devices.IMAGE, tiled=True)[:count]
+      return jnp.mean(values)
+
     return jnp.stack(
       [
         _cost(name, quantized.costs, bits)
         if name in COSTS
-        else _performance(name, logits, data)
+        else performance(name)
         for name in objectives
       ]
     )
@@ -214,13 +235,15 @@ def make_problem(
   graph = quantized.data_flow_graph if data_flow else quantized.sequential_graph
   ideal, reference = np.asarray(bounds, np.float32).T
   return Problem(
-    graph=jax.tree.map(jnp.asarray, graph),
+    graph=jax.tree.map(np.asarray, graph),
     data=data,
-    allowed=jnp.asarray(allowed, bool),
-    ideal=jnp.asarray(ideal),
-    reference=jnp.asarray(reference),
+    allowed=np.asarray(allowed, bool),
+    ideal=ideal,
+    reference=reference,
     evaluate=evaluate,
     objective_names=tuple(objectives),
+    mesh=mesh,
+    data_specs=specs,
   )
 
 
@@ -239,15 +262,24 @@ def float_logits(
     run = lambda images: quantized.unquantized(variables, images)
     return in_chunks(run, images, images_at_once)
 
-  return logits(variables, images).astype(jnp.float32)
+  return logits(variables, jnp.asarray(images)).astype(jnp.float32)
 
 
-def float_objectives(problem: Problem) -> list[float]:
-  """The objectives of the float network, whose costs are 1."""
+def float_objectives(problem: Problem, images: int) -> list[float]:
+  """The objectives of the float network, whose costs are 1.
+
+  Args:
+    problem: from `make_problem`.
+    images: how many it was given.
+  """
+
+  def performance(data, name):
+    # Copies that fill up a mesh come last.
+    return jnp.mean(_performance(name, data.logits, data)[:images])
+
+  score = devices.jit(performance, problem.mesh, static_argnums=1)
   return [
-    1.0
-    if name in COSTS
-    else float(_performance(name, problem.data.logits, problem.data))
+    1.0 if name in COSTS else float(score(problem.data, name))
     for name in problem.objective_names
   ]
 
@@ -271,6 +303,7 @@ def accuracy(
   bits: np.ndarray,
   *,
   images_at_once: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:
   """float32[P, 2]: top-1 and top-5 accuracy of configurations.
 
@@ -283,24 +316,40 @@ def accuracy(
     labels: [B] int.
     bits: [P, N] int32; `float_bits` for the float network.
     images_at_once: as for `make_problem`.
+    mesh: devices that share the images.
 
   Raises:
     InputError: there is not a class for each image.
   """
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
 
-  @functools.partial(jax.jit, static_argnames='max_bits')
-  def hits(variables, images, labels, bits, max_bits):
+  def hits(max_bits, variables, images, labels, bits):
     encoded = quantized.encode(variables, bits, max_bits=max_bits)
     run = lambda images: quantized.run(variables, images, encoded)
     logits = in_chunks(run, images, chunk).astype(jnp.float32)
-    return jnp.stack([in_top_k(logits, labels, k) for k in (1, 5)])
+    return jnp.stack([in_top_k(logits, labels, k) for k in (1, 5)], axis=1)
+
+  whole, by_image = PartitionSpec(), PartitionSpec(mesh and mesh.axis_names)
+
+  @functools.cache
+  def program(max_bits):
+    score = functools.partial(hits, max_bits)
+    if mesh is not None:
+      score = jax.shard_map(
+        score,
+        mesh=mesh,
+        in_specs=(whole, by_image, by_image, whole),
+        out_specs=by_image,
+        check_vma=False,
+      )
+    return devices.jit(score, mesh)
 
   shape = jax.eval_shape(
     quantized.apply, variables, jnp.asarray(images[:1]), bits[0]
   )
   _check_labels(labels, images, shape.shape[-1])
-  variables = jax.tree.map(jnp.asarray, variables)
+  variables = devices.place(variables, mesh, whole)
+  shares = mesh.size if mesh is not None else 1
   counts = np.zeros((len(bits), 2), np.int64)
   with tqdm.tqdm(
     total=len(bits) * len(images),
@@ -308,14 +357,14 @@ def accuracy(
     unit='image',
     disable=None,
   ) as bar:
-    block = min(CHUNKS * chunk, len(images))
+    block = shares * min(CHUNKS * chunk, -(-len(images) // shares))
     for start in range(0, len(images), block):
       count = min(block, len(images) - start)
       # The last block is filled up, so that one program serves all.
       rows = np.minimum(np.arange(start, start + block), len(images) - 1)
-      part = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
+      part = devices.place((images[rows], labels[rows]), mesh, by_image)
       for i, row in enumerate(bits):
-        right = hits(variables, *part, row, _max_bits(row))[:, :count]
-        counts[i] += np.asarray(right).sum(axis=1)
+        right = program(_max_bits(row))(variables, *part, row)
+        counts[i] += np.asarray(right)[:count].sum(axis=0)
         bar.update(count)
   return (counts / len(images)).astype(np.float32)

@@ -113,10 +113,19 @@ def write_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
 
 def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
   """The manager of a run's checkpoints; it keeps the last three."""
+  folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+  folder.mkdir(parents=True, exist_ok=True)
+  me = jax.process_index()
   return ocp.CheckpointManager(
-    pathlib.Path(workdir).absolute() / 'checkpoints',
+    folder,
     options=ocp.CheckpointManagerOptions(
-      max_to_keep=3, enable_async_checkpointing=False
+      max_to_keep=3,
+      create=False,
+      enable_async_checkpointing=False,
+      # The process that stores waits for no other.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}
+      ),
     ),
   )
 
@@ -228,20 +237,23 @@ def rewind_metrics(workdir: str | os.PathLike, generation: int) -> None:
 
 def evolve(
   workdir: str | os.PathLike,
-  checkpoints: ocp.CheckpointManager,
+  checkpoints: ocp.CheckpointManager | None,
   step,
   state: PyTree,
   generations: int,
 ) -> Iterator[tuple[PyTree, dict]]:
   """The state and metrics of each generation still to come, all stored.
 
+  Without `checkpoints` nothing is stored: another process does it.
+
   Metrics go first: if a kill comes between, `rewind_metrics` takes the line
   back, and the generation is repeated from the checkpoint before.
   """
   for generation in range(int(state.generation) + 1, generations + 1):
     state, metrics = step(state)
-    append_metrics(workdir, metrics)
-    save(checkpoints, generation, state)
+    if checkpoints is not None:
+      append_metrics(workdir, metrics)
+      save(checkpoints, generation, state)
     yield state, metrics
 
 

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the ground to the roof: a module imports only from floors below its own.
 FLOORS = [
   ['base'],
+  ['devices'],
   ['pareto', 'evaluate', 'memory', 'networks', 'variation', 'quantization'],
   ['data', 'models', 'ssne', 'weights'],
   ['images'],
@@ -73,6 +74,14 @@ def test_importing_the_package_imports_no_large_framework():
   code = (
     'import sys, nemo_jax.workloads, nemo_jax.weights, nemo_jax.data; '
     'sys.exit(bool({"tensorflow", "torch"} & set(sys.modules)))'
+  )
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+def test_importing_an_experiment_leaves_jax_free_to_join_processes():
+  code = (
+    'import sys, experiments.search; from jax._src import xla_bridge; '
+    'sys.exit(xla_bridge.backends_are_initialized())'
   )
   assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 

@@ -13,7 +13,6 @@ import pkgutil
 from collections.abc import Callable
 
 from nemo_jax.base import InputError, Problem, Species
-from nemo_jax.neuroevolution import check_algorithm
 
 
 def names() -> list[str]:
@@ -37,5 +36,9 @@ def find(name: str) -> Callable[[Problem, int], Species]:
     return make
   if 'algorithm' not in inspect.signature(make).parameters:
     raise InputError(f'species {name!r} has no choice of algorithm')
+  # evosax computes while it is imported, and nothing may before
+  # `jax.distributed` has joined the processes of a run.
+  from nemo_jax.neuroevolution import check_algorithm
+
   check_algorithm(algorithm)
   return functools.partial(make, algorithm=algorithm)
