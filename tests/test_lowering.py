@@ -156,3 +156,49 @@ def test_an_unknown_lowering_lists_the_known(digits):
       digits.calibration.images,
       lowering='fast',
     )
+
+
+PRODUCTS = {
+  'standard': ((3, 3, 16, 24), 1),
+  'pointwise': ((1, 1, 16, 24), 1),
+  'grouped': ((3, 3, 4, 24), 4),
+  'depthwise': ((3, 3, 1, 16), 16),
+}
+
+
+def trace_narrow(name, images, kernel):
+  """The product of codes of at most 8 bits as `for_backend` runs it."""
+  apply = functools.partial(convolve, groups=PRODUCTS[name][1])
+  flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
+  narrow = functools.partial(lowering.for_backend, narrow=True)
+  run = lambda x, k: program.run(
+    flat, [x, k], lambda equation, operands: [narrow(equation, operands)]
+  )[0]
+  return jax.jit(run).trace(images, kernel)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize('name', PRODUCTS)
+def test_matrix_units_get_bfloat16_and_sum_in_float32(name, platform):
+  images, kernel = values(0, 2, 6, 6, 16), values(1, *PRODUCTS[name][0])
+  traced = trace_narrow(name, images, kernel)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  (line,) = [x for x in text.splitlines() if 'stablehlo.convolution' in x]
+  operands, result = line.rsplit(' : ', 1)[1].split(' -> ')
+  assert operands.count('xbf16') == 2
+  assert 'xf32' in result
+
+
+@pytest.mark.parametrize('name', PRODUCTS)
+def test_products_of_eight_bit_codes_in_bfloat16_are_those_of_integers(name):
+  draw = np.random.default_rng(0)
+  shape, groups = PRODUCTS[name]
+  # The widest codes there are: affine ones less a zero point at either end.
+  images = draw.integers(-255, 256, (2, 6, 6, 16)).astype(np.float32)
+  kernel = draw.integers(-128, 128, shape).astype(np.float32)
+  apply = functools.partial(convolve, groups=groups)
+  (equation,) = program.flatten(jax.make_jaxpr(apply)(images, kernel)).equations
+  out = lowering._narrow(equation, [jnp.asarray(images), jnp.asarray(kernel)])
+  expected = apply(images.astype(np.int32), kernel.astype(np.int32))
+  assert out.dtype == jnp.float32
+  np.testing.assert_array_equal(out, expected)

@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 from experiments import evaluate
 from nemo_jax import InputError, mixed_precision, quantize, runs, workloads
+from nemo_jax.quantization import lowering
 from nemo_jax.quantization.transform import inspect
 from tests import conftest
 
@@ -85,6 +86,68 @@ def test_mobilenet_is_as_accurate_as_its_weights_are(mobilenet):
   assert abs(scores[0, 0] - 0.7850) <= 0.003
   assert abs(scores[0, 1] - 0.9438) <= 0.003
   assert scores[1, 0] >= scores[0, 0] - 0.01
+
+
+def logits_of(workload, images, lowering, max_bits):
+  """A compiled function from bits to the logits of some test images."""
+  quantized = quantize(
+    workload.apply,
+    workload.variables,
+    workload.calibration.images[:32],
+    calibration='min_max',
+    lowering=lowering,
+  )
+  shown = workload.test.images[:images]
+
+  @jax.jit
+  def run(bits):
+    variables = workload.variables
+    return quantized.apply(variables, shown, bits, max_bits=max_bits)
+
+  count = len(quantized.quantizers)
+  return lambda width: np.asarray(run(jnp.full(count, width)))
+
+
+def test_the_fast_path_is_the_plain_one_to_the_bit_on_real_weights(
+  shared, cache
+):
+  workload = workloads.load(
+    'cifar10_resnet20',
+    cache,
+    weights=str(shared / 'weights' / 'cifar10_resnet20.th'),
+    data=str(shared / 'cifar10' / 'train4000.npz'),
+    search_images=0,
+  )
+  plain = logits_of(workload, 32, 'traced', None)
+  fast = logits_of(workload, 32, 'backend', 8)
+  for width in range(2, 9):
+    np.testing.assert_array_equal(fast(width), plain(width), str(width))
+
+
+@pytest.mark.slow
+def test_every_product_of_the_fast_path_is_exact_on_real_weights(
+  mobilenet, monkeypatch
+):
+  """Whole logits differ: the last digit of a scaled sum may tip a code."""
+  equal = []
+
+  def both(equation, operands, narrow=False):
+    plain = lowering.as_traced(equation, operands)
+    fast = lowering.for_backend(equation, operands, narrow)
+    jax.debug.callback(
+      lambda same: equal.append(bool(same)), (plain == fast).all()
+    )
+    return fast
+
+  monkeypatch.setitem(lowering.LOWERINGS, 'both', both)
+  run = logits_of(mobilenet, 8, 'both', 8)
+  equal.clear()
+  for width in range(2, 9):
+    run(width)
+    jax.effects_barrier()
+    assert len(equal) == 53
+    assert all(equal), width
+    equal.clear()
 
 
 @pytest.mark.slow

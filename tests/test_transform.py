@@ -49,6 +49,31 @@ def conv(x, kernel, stride=1, groups=1, padding='SAME'):
   )
 
 
+def test_an_accelerator_runs_no_product_of_eight_bit_codes_in_float32(digits):
+  quantized = structure(
+    digits.apply,
+    digits.variables,
+    digits.calibration.images[:32],
+    lowering='backend',
+  )
+  images = digits.search.images[:4]
+
+  @jax.jit
+  def run(images, bits):
+    return quantized.apply(digits.variables, images, bits, max_bits=8)
+
+  for platform in ('cuda', 'tpu'):
+    traced = run.trace(images, jnp.full(20, 8))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    words = ('stablehlo.convolution', 'stablehlo.dot_general')
+    products = [
+      line for line in text.splitlines() if any(word in line for word in words)
+    ]
+    assert len(products) == 10
+    for line in products:
+      assert line.rsplit(' : ', 1)[1].split(' -> ')[0].count('xbf16') == 2
+
+
 def names(quantized):
   return [q.name for q in quantized.quantizers]
 

@@ -1,0 +1,84 @@
+"""Milliseconds of a generation of all species when evaluation costs nothing.
+
+  python -m benchmarks.generation
+  python -m benchmarks.generation --workload=cifar10_resnet20 --population=60
+
+The graph is that of the network, traced; objectives are sums over a random
+table. Beside the whole generation it prints what each species takes to propose,
+and what one evaluation may cost for all of this to stay below 5 %.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks import measure
+from experiments.launch import launch
+from nemo_jax import nemo, species, workloads
+from nemo_jax.base import Problem
+from nemo_jax.quantization import transform
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string('workload', 'resnext101_32x8d', 'network')
+flags.DEFINE_integer('population', 1000, 'places', 2)
+flags.DEFINE_integer('repeats', 9, 'measurements', 1)
+flags.DEFINE_list(
+  'species', ['direct', 'floor', 'gcn', 'graph_unet', 'boltzmann'], 'searchers'
+)
+WIDTHS = 7
+WARM_UP = 3
+
+
+def table_problem() -> Problem:
+  """The choices at the network's quantizers, priced by a table."""
+  structure = transform.inspect(
+    *workloads.network(FLAGS.workload), also=('add', 'pool')
+  )
+  nodes = len(structure.quantizers)
+  shape = nodes, WIDTHS, 3
+  prices = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  return Problem(
+    graph=structure.sequential_graph,
+    data=jnp.asarray(prices),
+    allowed=np.ones((nodes, WIDTHS), bool),
+    ideal=np.full(3, -2.0 * nodes, np.float32),
+    reference=np.full(3, 2.0 * nodes, np.float32),
+    evaluate=lambda prices, row: prices[jnp.arange(nodes), row].sum(axis=0),
+    objective_names=('a', 'b', 'c'),
+  )
+
+
+def run() -> None:
+  """The benchmark."""
+  problem, places = table_problem(), FLAGS.population
+  key = jax.random.key(0)
+  team = {n: species.find(n)(problem, places) for n in FLAGS.species}
+  contestants = {}
+  state = nemo.init(key, problem, tuple(team.values()), places)
+  step = functools.partial(
+    nemo.step, species=tuple(team.values()), batch_size=places
+  )
+  step = jax.jit(step).lower(key, state, problem).compile()
+  for _ in range(WARM_UP):
+    state, _ = step(key, state, problem)
+  contestants['generation'] = lambda: jax.block_until_ready(
+    step(key, state, problem)
+  )
+  for (name, one), own in zip(team.items(), state.species, strict=True):
+    ask = jax.jit(one.ask)
+    contestants[f'{name} proposes'] = lambda ask=ask, own=own: (
+      jax.block_until_ready(ask(key, own))
+    )
+  found = measure.times(contestants, FLAGS.repeats)
+  print(f'{FLAGS.workload}: {len(problem.allowed)} nodes, {places} places')
+  for name, seconds in found.items():
+    print(f'{name:24}{1000 * np.median(seconds):8.1f} ms')
+  limit = np.median(found['generation']) / 0.05 / places
+  print(f'below 5 % where one evaluation takes {1000 * limit:.1f} ms or more')
+
+
+if __name__ == '__main__':
+  launch(run)
