@@ -142,7 +142,7 @@ def run() -> None:
   arguments = variables, jax.device_put(images)
   builders = {
     'quantized': lambda: jax_runner(candidate, *arguments, bits),
-    'float': lambda: jax_runner(forward(quantized.unquantized), *arguments),
+    'float': lambda: jax_runner(forward(quantized.intercept), *arguments),
     'flax': lambda: jax_runner(forward(network.apply), *arguments),
     'torch': lambda: torch_runner(images, fake=False),
     'torch_fake_quantize': lambda: torch_runner(images, fake=True),

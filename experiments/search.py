@@ -297,7 +297,7 @@ def run() -> None:
   print(
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )
-  own = workload.variables, workload.search, quantized.ranges
+  own = workload.variables, workload.search, quantized.bank
   devices.check_equal(runs.digest(own), 'weights or images')
   species = tuple(build(problem, FLAGS.population) for build in builders)
   with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from nemo_jax.evaluate import in_chunks
 from nemo_jax.quantization import calibrate, costs
 from nemo_jax.quantization.analysis import Quantizer
 from nemo_jax.quantization.lowering import NARROW_BITS
-from nemo_jax.quantization.transform import Quantized
+from nemo_jax.quantization.transform import Bank, Quantized
 
 PERFORMANCE = ('top1_error', 'top5_error', 'cross_entropy', 'divergence')
 COSTS = ('size', 'bit_operations', 'bit_operations_larger')
@@ -31,7 +31,7 @@ class Data(NamedTuple):
   """Every array that an evaluation reads."""
 
   variables: PyTree
-  ranges: tuple[calibrate.Range, ...]
+  bank: Bank
   images: Array  # [B, ...]
   labels: Array  # [B] int32
   logits: Array  # [B, C] float32, of the float network
@@ -185,7 +185,7 @@ def make_problem(
   )
   data = Data(
     variables=variables,
-    ranges=quantized.ranges,
+    bank=quantized.bank,
     images=images,
     labels=np.asarray(labels, np.int32),
     logits=logits,
@@ -209,7 +209,7 @@ def make_problem(
 
   def evaluate(data: Data, choices: Array) -> Array:
     bits = data.bit_widths[choices]
-    encoded = quantized.encode(data.variables, bits, data.ranges, widths[-1])
+    encoded = quantized.encode(data.variables, bits, data.bank, widths[-1])
     run = lambda images: quantized.run(data.variables, images, encoded)
     logits = in_chunks(run, data.images, chunk)
 
@@ -259,7 +259,7 @@ def float_logits(
 
   @jax.jit
   def logits(variables, images):
-    run = lambda images: quantized.unquantized(variables, images)
+    run = lambda images: quantized.intercept(variables, images)
     return in_chunks(run, images, images_at_once)
 
   return logits(variables, jnp.asarray(images)).astype(jnp.float32)

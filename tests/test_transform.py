@@ -13,6 +13,7 @@ import nemo_jax
 from nemo_jax.base import InputError
 from nemo_jax.quantization import analysis, calibrate
 from nemo_jax.quantization import program as program_lib
+from nemo_jax.quantization.transform import Bank
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 # Structure does not depend on the ranges; these are the quickest to find.
@@ -211,7 +212,7 @@ def test_linen_channels_are_the_outputs_of_its_layers(linen):
   quantized = linen[-1]
   axes = [q.channel_axes for q in quantized.quantizers]
   assert axes == [(), (3,), (), (3,), (), (3,), (), (3,), (), (1,)]
-  shapes = [table.scale.shape[1:] for table in quantized.ranges[1::2]]
+  shapes = [table.scale.shape[1:] for table in quantized.bank.ranges[1::2]]
   assert shapes == [
     (1, 1, 1, 8),
     (1, 1, 1, 8),
@@ -219,7 +220,7 @@ def test_linen_channels_are_the_outputs_of_its_layers(linen):
     (1, 1, 1, 6),
     (1, 5),
   ]
-  assert {table.scale.shape for table in quantized.ranges[::2]} == {(15,)}
+  assert {table.scale.shape for table in quantized.bank.ranges[::2]} == {(15,)}
 
 
 def test_linen_data_flow_is_that_of_a_residual_block(linen):
@@ -419,7 +420,7 @@ def test_a_tied_weight_in_two_layouts_has_one_scale(attention):
   quantized = attention[-1]
   index = names(quantized).index('embed')
   assert quantized.quantizers[index].channel_axes == ()
-  assert quantized.ranges[index].scale[0].size == 1
+  assert quantized.bank.ranges[index].scale[0].size == 1
   assert quantized.costs.elements[index] == 24
 
 
@@ -453,7 +454,7 @@ def test_a_tied_weight_may_have_two_ranks(scheme):
   images = normal(0, 4, 5, 5, 3)
   quantized = structure(apply, variables, images, weight_scheme=scheme)
   assert names(quantized) == ['kernel:input', 'kernel']
-  assert quantized.ranges[1].scale[0].size == 1
+  assert quantized.bank.ranges[1].scale[0].size == 1
   run = jax.jit(quantized.apply)
   first, second = run(variables, images, uniform(quantized, 8))
   # The patch that the second layer sees is the first position of the first.
@@ -465,7 +466,7 @@ def test_a_weight_for_each_head_has_a_scale_for_each_of_their_channels():
   apply = lambda v, x: jnp.einsum('bthd,hde->bthe', x, v['heads'])
   quantized = structure(apply, variables, normal(0, 2, 6, 4, 5))
   assert quantized.quantizers[1].channel_axes == (0, 2)
-  assert quantized.ranges[1].scale.shape[1:] == (4, 1, 3)
+  assert quantized.bank.ranges[1].scale.shape[1:] == (4, 1, 3)
   assert quantized.operations[0].macs == 6 * 4 * 5 * 3
 
 
@@ -680,7 +681,7 @@ def exact_ranges(residual):
   widths = 2.0 ** np.asarray(calibrate.WIDTHS, np.float32)
   ranges, quantized = [], residual[-1]
   for quantizer, table in zip(
-    quantized.quantizers, quantized.ranges, strict=True
+    quantized.quantizers, quantized.bank.ranges, strict=True
   ):
     column = widths.reshape(-1, *[1] * (table.scale.ndim - 1))
     if quantizer.is_weight:
@@ -761,7 +762,7 @@ def test_the_network_is_that_of_integer_arithmetic(
   # In place of the fitted ranges, some whose every product is exact in float32:
   # nothing is near a tie that is not one, and all of it has to be equal.
   run = jax.jit(quantized.apply)
-  actual = run(variables, images, jnp.asarray(bits), exact_ranges)
+  actual = run(variables, images, jnp.asarray(bits), Bank(exact_ranges))
   expected = integer_reference(variables, images, exact_ranges, bits)
   np.testing.assert_array_equal(actual, expected.astype(np.float32))
   assert len(np.unique(actual)) > 10
@@ -780,10 +781,10 @@ def test_the_calibrated_network_is_that_of_integer_arithmetic(
 ):
   apply, variables, images, quantized = residual
   options = {'weight_scheme': scheme, 'calibration': calibration}
-  ranges = nemo_jax.quantize(apply, variables, images, **options).ranges
+  ranges = nemo_jax.quantize(apply, variables, images, **options).bank.ranges
   run = jax.jit(quantized.apply)
   for bits in WIDTHS_TRIED:
-    actual = run(variables, images, jnp.asarray(bits), ranges)
+    actual = run(variables, images, jnp.asarray(bits), Bank(ranges))
     expected = integer_reference(variables, images, ranges, bits)
     off = np.abs(actual - expected)
     # A value within float32's error of a tie may go to the other code.
@@ -824,7 +825,9 @@ def test_one_program_serves_all_bits(residual):
 
 def test_configurations_can_be_batched(residual, exact_ranges):
   _, variables, images, quantized = residual
-  run = lambda bits: quantized.apply(variables, images, bits, exact_ranges)
+  run = lambda bits: quantized.apply(
+    variables, images, bits, Bank(exact_ranges)
+  )
   configurations = jnp.asarray(WIDTHS_TRIED)
   alone = np.stack([jax.jit(run)(bits) for bits in configurations])
   batched = jax.jit(jax.vmap(run))(configurations)
@@ -844,7 +847,7 @@ def test_any_number_of_images_will_do(residual, exact_ranges, batch):
   _, variables, images, quantized = residual
   images = jnp.tile(images, (2, 1, 1, 1))[:batch]
   bits = jnp.asarray(WIDTHS_TRIED[-1])
-  actual = jax.jit(quantized.apply)(variables, images, bits, exact_ranges)
+  actual = jax.jit(quantized.apply)(variables, images, bits, Bank(exact_ranges))
   expected = integer_reference(variables, images, exact_ranges, bits)
   np.testing.assert_array_equal(actual, expected.astype(np.float32))
 
@@ -852,7 +855,7 @@ def test_any_number_of_images_will_do(residual, exact_ranges, batch):
 def test_calibration_may_take_the_images_in_chunks(residual):
   apply, variables, images, _ = residual
   whole, parts = (
-    nemo_jax.quantize(apply, variables, images, chunk=chunk).ranges
+    nemo_jax.quantize(apply, variables, images, chunk=chunk).bank.ranges
     for chunk in (6, 4)
   )
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -863,7 +866,7 @@ def test_other_variables_may_be_given(residual, exact_ranges):
   _, variables, images, quantized = residual
   other = jax.tree.map(lambda x: on_grid(0.7 * x, 8), variables)
   bits = jnp.asarray(WIDTHS_TRIED[-1])
-  actual = jax.jit(quantized.apply)(other, images, bits, exact_ranges)
+  actual = jax.jit(quantized.apply)(other, images, bits, Bank(exact_ranges))
   expected = integer_reference(other, images, exact_ranges, bits)
   np.testing.assert_array_equal(actual, expected.astype(np.float32))
 
@@ -909,7 +912,7 @@ def test_training_at_few_bits_lowers_the_loss(residual):
     value, slope = jax.value_and_grad(loss)(given)
     return value, jax.tree.map(lambda x, d: x - 0.02 * d, given, slope)
 
-  given, losses = (variables, quantized.ranges), []
+  given, losses = (variables, quantized.bank), []
   for _ in range(40):
     value, given = step(given)
     losses.append(float(value))
@@ -923,9 +926,9 @@ def test_ranges_have_gradients_at_their_width_alone(residual):
   @jax.jit
   @jax.grad
   def gradient(ranges):
-    return jnp.sum(quantized.apply(variables, images, bits, ranges) ** 2)
+    return jnp.sum(quantized.apply(variables, images, bits, Bank(ranges)) ** 2)
 
-  for width, table in zip(bits, gradient(quantized.ranges), strict=True):
+  for width, table in zip(bits, gradient(quantized.bank.ranges), strict=True):
     used = np.asarray(table.scale[width - 2])
     assert np.isfinite(used).all()
     assert np.any(used)

@@ -103,6 +103,7 @@ def weight_range(
   method: str = 'least_squares',
   scheme: str = 'symmetric',
   percentile: float = 99.99,
+  power: Array | float = 1.0,
 ) -> Range:
   """The range of a weight.
 
@@ -113,6 +114,8 @@ def weight_range(
     method: one of METHODS.
     scheme: one of SCHEMES.
     percentile: for that method, how many per cent of the values lie within.
+    power: broadcasts against the weight: what the squared error of each value
+      counts, for least squares.
   """
   weight = weight.astype(jnp.float32)
   keep = channel_axes if scheme == 'symmetric' else ()
@@ -125,7 +128,7 @@ def weight_range(
     low = jnp.min(weight, axis=axes, keepdims=True)
     high = jnp.max(weight, axis=axes, keepdims=True)
   scheme = 'symmetric' if scheme == 'symmetric' else 'affine'
-  table = _range(weight, 1.0, low, high, axes, scheme, method)
+  table = _range(weight, power, low, high, axes, scheme, method)
   # A lone scale is a scalar, for a weight that is seen in several ranks.
   return table if keep else Range(*(jnp.ravel(column) for column in table))
 

@@ -33,18 +33,38 @@ class Structure(NamedTuple):
   bytes_per_image: int  # of activations alive at once, as traced
 
 
+class Bank(NamedTuple):
+  """What was prepared for every quantizer and bit-width; arrays all of it.
+
+  A weight that has no codes here is rounded to nearest when it is needed.
+  """
+
+  ranges: tuple[calibrate.Range, ...]  # one a quantizer
+  # Of weights, [K, ...] int8, less the zero point: a row for each of 2 to 8
+  # bits, see `reconstruct`.
+  codes: dict[analysis_lib.Site, Array] = {}
+  shifts: dict[analysis_lib.Site, Array] = {}
+  # [K, ...] float32, added to the product of a weight; as its scale is laid out
+
+
 class Quantized(NamedTuple):
   """A function that can be run at any bit-widths, and what is known of it."""
 
   apply: Callable[..., Any]
-  # (variables, images, bits [N] int32, ranges=ranges, max_bits=None) -> what
-  # the function returned; `run` of `encode`
+  # (variables, images, bits [N] int32, bank=bank, max_bits=None) -> what the
+  # function returned; `run` of `encode`
   encode: Callable[..., 'Encoded']
-  # (variables, bits, ranges=ranges, max_bits=None) -> what depends on the bits
-  # and not on the images, to be computed once for all of them
+  # (variables, bits, bank=bank, max_bits=None) -> what depends on the bits and
+  # not on the images, to be computed once for all of them
   run: Callable[..., Any]  # (variables, images, encoded) -> as `apply`
-  unquantized: Callable[..., Any]  # (variables, images), by the same lowering
-  ranges: tuple[calibrate.Range, ...]  # one a quantizer
+  intercept: Callable[..., Any]
+  # (variables, images, visit=None): the float network, by the same lowering;
+  # visit(site, value) returns what to put in the place of an operand
+  weights: Callable[..., Any]  # variables -> {site: the weight used there}
+  with_bank: Callable[[Bank], 'Quantized']  # the same with another default
+  bank: Bank
+  # What multiplies each weight, by the site of the weight.
+  products: dict[analysis_lib.Site, program_lib.Equation]
   quantizers: tuple[analysis_lib.Quantizer, ...]  # from here: see Structure
   operations: tuple[operations_lib.Operation, ...]
   sequential_graph: jraph.GraphsTuple
@@ -59,6 +79,7 @@ class Encoded:
 
   grids: tuple[fake_quant_lib.Grid, ...]  # one a quantizer
   codes: dict[analysis_lib.Site, Array]  # of weights, where they are used
+  shifts: dict[analysis_lib.Site, Array]
   max_bits: int | None = flax.struct.field(pytree_node=False)
 
 
@@ -135,8 +156,8 @@ def _run(trace: _Trace, product, variables, images, visit) -> PyTree:
     product: one of the functions in `lowering.LOWERINGS`.
     variables: inputs of the program.
     images: the last input.
-    visit: (site, value) -> what to put in its place, and the scale by which
-      a product of it has to be multiplied.
+    visit: (site, value) -> what to put in its place, the scale by which a
+      product of it has to be multiplied, and what is then added or None.
   """
   sites = {}
   for site in trace.analysis.sites:
@@ -146,17 +167,18 @@ def _run(trace: _Trace, product, variables, images, visit) -> PyTree:
   def execute(equation, operands):
     if equation.outputs not in sites:
       return program_lib.bind(equation, operands)
-    operands, scales = list(operands), []
+    operands, scales, shifts = list(operands), [], []
     for site in sites[equation.outputs]:
-      value, scale = visit(site, operands[site.operand])
+      value, scale, shift = visit(site, operands[site.operand])
       operands[site.operand] = value
       scales.append((site.operand, scale))
+      shifts += [] if shift is None else [(site.operand, shift)]
     dtype = trace.program.avals[equation.outputs[0]].dtype
     if equation.name in program_lib.MATRIX_PRODUCTS:
-      scale = math.prod(
-        operations_lib.output_scale(equation, i, s) for i, s in scales
-      )
-      return [(product(equation, operands) * scale).astype(dtype)]
+      spread = functools.partial(operations_lib.output_scale, equation)
+      out = product(equation, operands) * math.prod(spread(*s) for s in scales)
+      out = sum((spread(*s) for s in shifts), start=out)
+      return [out.astype(dtype)]
     for i, scale in scales:
       operands[i] = (operands[i] * scale).astype(dtype)
     return program_lib.bind(equation, operands)
@@ -190,7 +212,7 @@ def _collect(
     if site.quantizer in seen and found is not None:
       found = merge(seen[site.quantizer], found)
     seen[site.quantizer] = found
-    return value, jnp.ones((), value.dtype)
+    return value, jnp.ones((), value.dtype), None
 
   product = lowering_lib.LOWERINGS[lowering]
   _run(trace, product, variables, images, visit)
@@ -345,12 +367,23 @@ def quantize(
       _ranges, quantizers, calibration, weight_scheme, percentile
     )
   )
-  calibrated = find_ranges(weights, limits, counts)
-
+  bank = Bank(find_ranges(weights, limits, counts))
   trace = functools.partial(_trace, apply, also=also)
-  example = jax.ShapeDtypeStruct(images[:1].shape, images.dtype)
+  return _quantized(trace, images[:1], variables, lowering, bank, structure)
 
-  def encode(variables, bits, ranges=calibrated, max_bits=None):
+
+def _quantized(
+  trace, image, variables, lowering, bank, structure: Structure
+) -> Quantized:
+  """The functions of a `Quantized` around its default bank."""
+  default, quantizers = bank, structure.quantizers
+  example = jax.ShapeDtypeStruct(image.shape, image.dtype)
+  products = lowering_lib.LOWERINGS[lowering]
+
+  def find_weights(variables):
+    return _weights(trace(variables, example), variables)
+
+  def encode(variables, bits, bank=default, max_bits=None):
     if jnp.shape(bits) != (len(quantizers),):
       raise InputError(
         f'bits has shape {jnp.shape(bits)}; there are '
@@ -360,36 +393,66 @@ def quantize(
       bits = jnp.minimum(bits, max_bits)
     grids = tuple(
       fake_quant_lib.grid(*r.at(b), b, max_bits)
-      for r, b in zip(ranges, bits, strict=True)
+      for r, b in zip(bank.ranges, bits, strict=True)
     )
-    weights = _weights(trace(variables, example), variables)
-    codes = {
-      site: fake_quant_lib.encode(value, grids[site.quantizer])
-      for site, value in weights.items()
-    }
-    return Encoded(grids, codes, max_bits)
+    weights = find_weights(variables)
+    codes, shifts = {}, {}
+    for site, value in weights.items():
+      width = bits[site.quantizer]
+      stored = bank.codes.get(site)
+      last = 0 if stored is None else calibrate.WIDTHS[len(stored) - 1]
+      if max_bits is None or max_bits > last:
+        codes[site] = fake_quant_lib.encode(value, grids[site.quantizer])
+      if stored is None:
+        continue
+      row = jnp.clip(width, calibrate.WIDTHS[0], last) - calibrate.WIDTHS[0]
+      held = stored[row].astype(jnp.float32)
+      shift = bank.shifts[site][row]
+      beyond = width > last
+      if site in codes:
+        held = jnp.where(beyond, codes[site], held)
+        shift = jnp.where(beyond, 0, shift)
+      codes[site], shifts[site] = held, shift
+    return Encoded(grids, codes, shifts, max_bits)
 
   def run(variables, images, encoded):
     def visit(site, value):
       grid = encoded.grids[site.quantizer]
       if site in encoded.codes:
-        return encoded.codes[site], grid.scale
-      return fake_quant_lib.encode(value, grid), grid.scale
+        return encoded.codes[site], grid.scale, encoded.shifts.get(site)
+      return fake_quant_lib.encode(value, grid), grid.scale, None
 
     narrow = (encoded.max_bits or np.inf) <= lowering_lib.NARROW_BITS
-    product = functools.partial(lowering_lib.LOWERINGS[lowering], narrow=narrow)
+    product = functools.partial(products, narrow=narrow)
     return _run(trace(variables, images), product, variables, images, visit)
 
-  def unquantized(variables, images):
-    keep = lambda site, value: (value, jnp.ones((), value.dtype))
-    product = lowering_lib.LOWERINGS[lowering]
-    return _run(trace(variables, images), product, variables, images, keep)
+  def intercept(variables, images, visit=None):
+    def place(site, value):
+      value = value if visit is None else visit(site, value)
+      return value, jnp.ones((), value.dtype), None
 
-  def quantized_apply(
-    variables, images, bits, ranges=calibrated, max_bits=None
-  ):
-    return run(variables, images, encode(variables, bits, ranges, max_bits))
+    return _run(trace(variables, images), products, variables, images, place)
 
+  def quantized_apply(variables, images, bits, bank=default, max_bits=None):
+    return run(variables, images, encode(variables, bits, bank, max_bits))
+
+  def with_bank(bank):
+    return _quantized(trace, image, variables, lowering, bank, structure)
+
+  program, analysis, _ = trace(variables, example)
+  equations = {
+    site: program.equations[site.equation]
+    for site in analysis.sites
+    if quantizers[site.quantizer].is_weight
+  }
   return Quantized(
-    quantized_apply, encode, run, unquantized, calibrated, *structure
+    quantized_apply,
+    encode,
+    run,
+    intercept,
+    find_weights,
+    with_bank,
+    bank,
+    equations,
+    *structure,
   )
