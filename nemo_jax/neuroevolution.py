@@ -32,6 +32,7 @@ class State(NamedTuple):
   members: PyTree  # weights, [P, ...] each
   asked: PyTree  # weights, [P, ...] each
   algorithm: Any
+  places: Array  # int32[], of the population, that are this species' own
 
 
 def _needs_more(algorithm: type) -> bool:
@@ -107,7 +108,7 @@ def _tell_population(algorithm, key, state, feedback, params):
   flat = jax.vmap(algorithm._ravel_solution)(members)
   fitness = jnp.where(jnp.isfinite(rank), rank, 1e9)[repeated]
   inner = inner.replace(population=flat[repeated], fitness=fitness)
-  return State(members, state.asked, inner)
+  return state._replace(members=members, algorithm=inner)
 
 
 def _tell_distribution(algorithm, key, state, feedback, params):
@@ -127,7 +128,7 @@ def _tell_distribution(algorithm, key, state, feedback, params):
     inner,
     state.algorithm,
   )
-  return State(_survivors(state, feedback), state.asked, inner)
+  return state._replace(members=_survivors(state, feedback), algorithm=inner)
 
 
 def _where(rows: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -191,19 +192,39 @@ def make(
       inner = evolver.init(keys[0], mean, params)
     # evosax leaves weakly typed numbers behind, which would be traced twice.
     inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
-    return State(members, members, inner)
+    return State(members, members, inner, jnp.int32(population_size))
 
   def choose(weights):
     logits = network.apply(weights, graph)
     logits = jnp.where(problem.allowed, logits, -jnp.inf)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
+  def choose_first(weights, needed):
+    """Choices [P, N] of the first networks; then the first one's, repeated."""
+    blocks = jax.tree.map(
+      lambda x: x.reshape(-1, at_once, *x.shape[1:]), weights
+    )
+    starts = jnp.arange(0, population_size, at_once)
+
+    def choose_block(block):
+      start, some = block
+      idle = lambda _: jnp.zeros((at_once, len(problem.allowed)), jnp.int32)
+      return jax.lax.cond(start < needed, jax.vmap(choose), idle, some)
+
+    choices = jax.lax.map(choose_block, (starts, blocks))
+    ran = jnp.repeat(starts < needed, at_once)
+    choices = choices.reshape(population_size, -1)
+    return jnp.where(ran[:, None], choices, choices[0])
+
   def ask(key, state):
     asked, inner = evolver.ask(key, state.algorithm, params)
-    choices = jax.lax.map(choose, asked, batch_size=at_once)
-    return choices, State(state.members, asked, inner)
+    # Half may be repetitions before an evaluation is wasted on one.
+    needed = jnp.maximum(2 * state.places, NETWORKS_AT_ONCE)
+    choices = choose_first(asked, needed)
+    return choices, state._replace(asked=asked, algorithm=inner)
 
   def tell(key, state, feedback):
-    return tell_one(evolver, key, state, feedback, params)
+    told = tell_one(evolver, key, state, feedback, params)
+    return told._replace(places=jnp.sum(feedback.own, dtype=jnp.int32))
 
   return Species(init, ask, tell)

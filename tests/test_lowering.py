@@ -32,15 +32,15 @@ def rewrite(equation, operands):
 
 
 def lowered(apply, *arguments):
-  """What the rewritten program computes, and whether it has a convolution."""
+  """What the rewritten program computes, and its compiled text."""
 
   def run(*arguments):
     flat = program.flatten(jax.make_jaxpr(apply)(*arguments))
     (out,) = program.run(flat, arguments, rewrite)
     return out
 
-  text = jax.jit(run).lower(*arguments).compile().as_text()
-  return jax.jit(run)(*arguments), ' convolution(' in text
+  compiled = jax.jit(run).lower(*arguments).compile()
+  return compiled(*arguments), compiled.as_text()
 
 
 def values(seed, *shape):
@@ -53,30 +53,33 @@ def values(seed, *shape):
   st.integers(1, 3),
   st.tuples(st.integers(1, 3), st.integers(1, 3)),
   st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
-  st.booleans(),
+  st.sampled_from(['depthwise', 'pointwise', 'grouped']),
 )
 def test_rewritten_convolutions_are_the_same(
-  height, width, strides, padding, separable
+  height, width, strides, padding, kind
 ):
   images = values(0, 2, 7, 6, 4)
-  if separable:
-    kernel, groups = values(1, height, width, 1, 4), 4
-  else:
-    kernel, groups = values(1, 1, 1, 4, 5), 1
+  shape, groups = {
+    'depthwise': ((height, width, 1, 4), 4),
+    'pointwise': ((1, 1, 4, 5), 1),
+    'grouped': ((height, width, 2, 6), 2),
+  }[kind]
+  kernel = values(1, *shape)
   apply = lambda x, k: convolve(x, k, groups, strides, padding)
-  out, has_convolution = lowered(apply, images, kernel)
+  out, text = lowered(apply, images, kernel)
   expected = apply(images, kernel)
   assert out.shape == expected.shape
   np.testing.assert_allclose(out, expected, atol=1e-5)
-  assert not has_convolution
+  if kind == 'grouped':
+    assert 'feature_group_count' not in text
+  else:
+    assert ' convolution(' not in text
 
 
 @pytest.mark.parametrize(
   ('kernel', 'options'),
   [
     ((3, 3, 4, 5), {'groups': 1}),
-    ((3, 3, 2, 6), {'groups': 2}),
-    ((3, 3, 1, 8), {'groups': 4}),  # two filters a channel
     ((3, 3, 1, 4), {'groups': 4, 'rhs_dilation': (2, 2)}),
     (
       (3, 3, 1, 4),
@@ -94,6 +97,13 @@ def test_other_convolutions_stay_as_traced(kernel, options):
   apply = lambda x, k: convolve(x, k, **options)
   out, _ = lowered(apply, images, kernel)
   np.testing.assert_array_equal(out, jax.jit(apply)(images, kernel))
+
+
+def test_many_groups_stay_as_traced():
+  images, kernel = values(0, 1, 4, 4, 130), values(1, 3, 3, 2, 130)
+  apply = functools.partial(convolve, groups=65)
+  _, text = lowered(apply, images, kernel)
+  assert 'feature_group_count=65' in text
 
 
 def test_other_layouts_stay_as_traced():
