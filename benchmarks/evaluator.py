@@ -37,20 +37,6 @@ flags.DEFINE_integer('repeats', 7, 'measurements', 1)
 flags.DEFINE_multi_enum('contestants', CONTESTANTS, CONTESTANTS, 'who runs')
 
 
-def draw_variables(shapes):
-  """Random weights that keep activations in range."""
-  draw = np.random.default_rng(0)
-
-  def fill(path, leaf):
-    name = jax.tree_util.keystr(path)
-    if 'scale' in name or 'bias' in name:
-      return np.full(leaf.shape, float('scale' in name), np.float32)
-    deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5
-    return (draw.normal(size=leaf.shape) * deviation).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
 class FakeQuantized(nn.Module):
   """A layer behind PyTorch's own fake quantization of input and weight."""
 
@@ -115,7 +101,7 @@ def jax_runner(apply, *arguments):
 def run() -> None:
   """The benchmark."""
   network = workloads.network(FLAGS.workload, FLAGS.size)
-  variables = jax.device_put(draw_variables(network.variables))
+  variables = jax.device_put(measure.draw_variables(network.variables))
   shape = FLAGS.images, FLAGS.size, FLAGS.size, 3
   draw = np.random.default_rng(1)
   images = draw.integers(0, 256, shape, dtype=np.uint8)

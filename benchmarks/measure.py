@@ -3,8 +3,23 @@
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import tqdm
+
+
+def draw_variables(shapes):
+  """Random weights that keep activations in range."""
+  draw = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    name = jax.tree_util.keystr(path)
+    if 'scale' in name or 'bias' in name:
+      return np.full(leaf.shape, float('scale' in name), np.float32)
+    deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5
+    return (draw.normal(size=leaf.shape) * deviation).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def times(

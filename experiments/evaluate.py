@@ -98,6 +98,7 @@ def run() -> None:
       'workload': workload.name,
       'configuration': name,
       'calibration': FLAGS.calibration,
+      'reconstruct': FLAGS.reconstruct,
       'images': len(workload.test.labels),
       'top1': round(float(top1), 5),
       'top5': round(float(top5), 5),

@@ -1,13 +1,22 @@
 """Flags that experiments share: the network, its images, its quantizers."""
 
 import os
+import pathlib
 import sys
 
 import jax
+import numpy as np
 from absl import flags
 
-from nemo_jax import memory, quantize, runs, workloads
-from nemo_jax.quantization import calibrate, lowering, operations, transform
+from nemo_jax import __version__, memory, quantize, runs, workloads
+from nemo_jax.quantization import bank as bank_lib
+from nemo_jax.quantization import (
+  calibrate,
+  lowering,
+  operations,
+  reconstruct,
+  transform,
+)
 
 FLAGS = flags.FLAGS
 
@@ -62,6 +71,17 @@ flags.DEFINE_enum(
   'least_squares',
   calibrate.METHODS,
   'how ranges are chosen from the calibration images',
+)
+flags.DEFINE_list(
+  'reconstruct',
+  list(reconstruct.DEFAULT_STEPS),
+  'what is done to quantize each layer well at every width, from the '
+  f'calibration images: {", ".join(reconstruct.STEPS)}; nothing if empty',
+)
+flags.register_validator(
+  'reconstruct',
+  lambda steps: set(steps) <= set(reconstruct.STEPS),
+  f'the choices are {", ".join(reconstruct.STEPS)}',
 )
 flags.DEFINE_enum(
   'weight_scheme',
@@ -133,8 +153,8 @@ def inspect_network() -> transform.Structure:
 
 
 def quantize_workload(workload: workloads.Workload):
-  """The quantized network of a workload, by the flags."""
-  return quantize(
+  """The quantized network of a workload, by the flags; its bank is kept."""
+  quantized = quantize(
     workload.apply,
     workload.variables,
     workload.calibration.images,
@@ -143,6 +163,26 @@ def quantize_workload(workload: workloads.Workload):
     weight_scheme=FLAGS.weight_scheme,
     lowering=FLAGS.lowering,
   )
+  if not FLAGS.reconstruct:
+    return quantized
+  images = workload.calibration.images
+  settings = __version__, sorted(FLAGS.reconstruct), quantized.sites
+  settings = np.frombuffer(repr(settings).encode(), np.uint8)
+  key = runs.digest((workload.variables, images, quantized.bank, settings))
+  path = pathlib.Path(FLAGS.cache) / 'banks' / f'{key[:32]}.npz'
+  if path.exists():
+    quantized = quantized.with_bank(bank_lib.load(path))
+  else:
+    quantized = reconstruct.reconstruct(
+      quantized,
+      workload.variables,
+      images,
+      steps=FLAGS.reconstruct,
+      chunk=min(16, images_at_once(quantized)),
+    )
+    if jax.process_index() == 0:
+      bank_lib.save(path, quantized.bank)
+  return quantized
 
 
 def images_at_once(quantized, candidates: int = 1) -> int:

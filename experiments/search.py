@@ -294,6 +294,8 @@ def run() -> None:
     f'{quantized.costs.macs.sum():,} MACs an image'
   )
   count = len(workload.search.labels)
+  weights = sum(q.is_weight for q in quantized.quantizers)
+  print(f'{len(quantized.bank.codes)} of {weights} weights reconstructed')
   print(
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )

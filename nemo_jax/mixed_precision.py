@@ -15,8 +15,9 @@ from nemo_jax.base import Array, InputError, Problem, PyTree
 from nemo_jax.evaluate import in_chunks
 from nemo_jax.quantization import calibrate, costs
 from nemo_jax.quantization.analysis import Quantizer
+from nemo_jax.quantization.bank import Bank
 from nemo_jax.quantization.lowering import NARROW_BITS
-from nemo_jax.quantization.transform import Bank, Quantized
+from nemo_jax.quantization.transform import Quantized
 
 PERFORMANCE = ('top1_error', 'top5_error', 'cross_entropy', 'divergence')
 COSTS = ('size', 'bit_operations', 'bit_operations_larger')
@@ -323,8 +324,8 @@ def accuracy(
   """
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
 
-  def hits(max_bits, variables, images, labels, bits):
-    encoded = quantized.encode(variables, bits, max_bits=max_bits)
+  def hits(max_bits, variables, bank, images, labels, bits):
+    encoded = quantized.encode(variables, bits, bank, max_bits)
     run = lambda images: quantized.run(variables, images, encoded)
     logits = in_chunks(run, images, chunk).astype(jnp.float32)
     return jnp.stack([in_top_k(logits, labels, k) for k in (1, 5)], axis=1)
@@ -338,7 +339,7 @@ def accuracy(
       score = jax.shard_map(
         score,
         mesh=mesh,
-        in_specs=(whole, by_image, by_image, whole),
+        in_specs=(whole, whole, by_image, by_image, whole),
         out_specs=by_image,
         check_vma=False,
       )
@@ -348,7 +349,7 @@ def accuracy(
     quantized.apply, variables, jnp.asarray(images[:1]), bits[0]
   )
   _check_labels(labels, images, shape.shape[-1])
-  variables = devices.place(variables, mesh, whole)
+  own = devices.place((variables, quantized.bank), mesh, whole)
   shares = mesh.size if mesh is not None else 1
   counts = np.zeros((len(bits), 2), np.int64)
   with tqdm.tqdm(
@@ -364,7 +365,7 @@ def accuracy(
       rows = np.minimum(np.arange(start, start + block), len(images) - 1)
       part = devices.place((images[rows], labels[rows]), mesh, by_image)
       for i, row in enumerate(bits):
-        right = program(_max_bits(row))(variables, *part, row)
+        right = program(_max_bits(row))(*own, *part, row)
         counts[i] += np.asarray(right)[:count].sum(axis=0)
         bar.update(count)
   return (counts / len(images)).astype(np.float32)

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from nemo_jax import quantize
 from nemo_jax.base import InputError
-from nemo_jax.quantization import reconstruct
+from nemo_jax.quantization import (
+  bank,
+  equalize,
+  fake_quant,
+  layers,
+  reconstruct,
+)
 
 
 class Network(nn.Module):
@@ -49,24 +55,27 @@ def network():
 @pytest.fixture(scope='module')
 def banked(network):
   quantized, variables, images = network
-  return reconstruct.reconstruct(quantized, variables, images, chunk=7)
+  return reconstruct.reconstruct(
+    quantized, variables, images, steps=reconstruct.STEPS, chunk=7
+  )
 
 
-def layers(quantized, of):
-  """Sites whose weight has codes, with the name of the weight."""
+def names_of(quantized):
+  """Names of the weights that have codes."""
   return {
-    of.quantizers[site.quantizer].name: site for site in quantized.bank.codes
+    quantized.quantizers[site.quantizer].name for site in quantized.bank.codes
   }
 
 
 def test_every_kind_of_product_has_codes(network, banked):
   quantized = network[0]
-  assert set(layers(banked, quantized)) == {
+  assert names_of(banked) == {
     *(f'Conv_{i}/kernel' for i in range(5)),
     'Dense_1/kernel',
   }
   # That of the layer that is used twice is rounded to nearest as before.
-  assert len(quantized.products) == 8
+  names = [q.name for q in quantized.quantizers if q.is_weight]
+  assert set(names) - names_of(banked) == {'Dense_0/kernel'}
 
 
 def test_codes_are_whole_numbers_of_their_width(banked):
@@ -79,7 +88,7 @@ def test_codes_are_whole_numbers_of_their_width(banked):
       assert held.max() <= low + 2**bits - 1
 
 
-def output_errors(quantized, variables, images, bank):
+def output_errors(quantized, variables, images, held):
   """{site: [K, C]}: squared error that weights alone leave in the output."""
   weights = quantized.weights(variables)
   inputs = {}
@@ -90,22 +99,16 @@ def output_errors(quantized, variables, images, bank):
 
   quantized.intercept(variables, images, visit)
   found = {}
-  for site in bank.codes:
-    equation = quantized.products[site]
-    (shown,) = [
-      v
-      for s, v in inputs.items()
-      if s.equation == site.equation and s.operand == 0
-    ]
-    product = lambda w, equation=equation, shown=shown: (
-      equation.eqn.primitive.bind(shown, w, **equation.params)
-    )
-    exact = product(weights[site])
-    scale = bank.ranges[site.quantizer].scale
+  for layer in layers.find(quantized):
+    site, shown = layer.weight, inputs[layer.input]
+    exact = layer.multiply(shown, weights[site])
+    shown = shown * held.equalizers.get(layer.input, 1)
+    scale = held.ranges[site.quantizer].scale
     errors = []
-    for row, codes in enumerate(bank.codes[site]):
-      shift = bank.shifts[site][row].reshape(-1)
-      out = product(codes.astype(jnp.float32) * scale[row]) + shift
+    for row, codes in enumerate(held.codes[site]):
+      shift = held.shifts[site][row].reshape(-1)
+      whole = codes.astype(jnp.float32)
+      out = layer.multiply(shown, whole * scale[row]) + shift
       gap = (out - exact).reshape(-1, exact.shape[-1])
       errors.append(np.sum(np.square(gap, dtype=np.float64), axis=0))
     found[site] = np.stack(errors)
@@ -211,7 +214,9 @@ def test_nearest_plane_is_that_of_a_plain_loop(depth, outputs, seed):
 def test_moments_that_say_little_are_handled(network, change):
   quantized, variables, images = network
   images = np.asarray(change(images), np.float32)
-  found = reconstruct.reconstruct(quantized, variables, images)
+  found = reconstruct.reconstruct(
+    quantized, variables, images, steps=reconstruct.STEPS
+  )
   for leaf in jax.tree.leaves(found.bank):
     assert np.all(np.isfinite(leaf))
   bits = jnp.full(len(quantized.quantizers), 6)
@@ -219,7 +224,110 @@ def test_moments_that_say_little_are_handled(network, change):
 
 
 def test_bad_input_is_named(network):
-  with pytest.raises(InputError, match="step 'magic'; the choices are scales"):
+  with pytest.raises(InputError, match="step 'magic'; the choices are equal"):
     reconstruct.reconstruct(*network, steps=('magic',))
   with pytest.raises(InputError, match='at least one image'):
     reconstruct.reconstruct(*network[:2], network[2][:0])
+
+
+def test_equalized_channels_leave_the_float_network_as_it_was(network, banked):
+  """Factors are powers of two, so nothing is rounded otherwise."""
+  quantized, variables, images = network
+  assert banked.bank.equalizers
+  for factor in banked.bank.equalizers.values():
+    exponents = np.log2(np.asarray(factor))
+    np.testing.assert_array_equal(exponents, np.round(exponents))
+  bits = jnp.full(len(quantized.quantizers), 17)
+  np.testing.assert_array_equal(
+    jax.jit(banked.apply)(variables, images, bits),
+    jax.jit(quantized.apply)(variables, images, bits),
+  )
+
+
+def test_only_what_one_layer_makes_for_another_is_equalized():
+  """Not the images, a sum of branches, what two read, or a swish."""
+
+  class Branches(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.relu6(nn.Conv(8, (3, 3), name='a')(x))
+      y = nn.relu(nn.BatchNorm(True)(nn.Conv(8, (1, 1), name='b')(x)))
+      y = nn.max_pool(y, (2, 2))
+      y = nn.Conv(8, (3, 3), feature_group_count=8, name='c')(y)
+      z = nn.swish(y)
+      y = nn.Conv(8, (1, 1), name='d')(z) + y
+      y = nn.Conv(8, (1, 1), name='e')(y)
+      return nn.Conv(8, (1, 1), name='f')(y), nn.Conv(8, (1, 1), name='g')(y)
+
+  images, model = draw(0, 2, 8, 8, 3), Branches()
+  variables = model.init(jax.random.key(0), images)
+  quantized = quantize(model.apply, variables, images)
+  found = layers.find(quantized)
+  free = equalize.free_layers(quantized, found)
+  name = lambda x: quantized.quantizers[x.weight.quantizer].name
+  assert [name(x) for x in found] == [f'{c}/kernel' for c in 'abcdefg']
+  assert [name(x) for x in free] == ['b/kernel', 'c/kernel']
+
+
+def test_a_channel_apart_is_brought_in_line():
+  """One channel of an activation is 64 times the others."""
+
+  class Two(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.relu(nn.Conv(8, (1, 1))(x))
+      return nn.Conv(8, (3, 3), feature_group_count=8)(x)
+
+  images, model = draw(0, 8, 8, 8, 3), Two()
+  variables = model.init(jax.random.key(0), images)
+  kernel = variables['params']['Conv_0']['kernel']
+  variables['params']['Conv_0']['kernel'] = kernel.at[..., 0].mul(64)
+  quantized = quantize(model.apply, variables, images)
+  exact = model.apply(variables, images)[..., 1:]
+  bits = jnp.asarray([8 if q.is_weight else 4 for q in quantized.quantizers])
+  bits = bits.at[0].set(16)  # the images
+  errors = [
+    np.square(
+      reconstruct.reconstruct(quantized, variables, images, steps=steps).apply(
+        variables, images, bits
+      )[..., 1:]
+      - exact
+    ).mean()
+    for steps in ((), ('equalization',))
+  ]
+  assert errors[1] < errors[0] / 100
+
+
+def test_ranges_by_the_output_leave_less_error_in_it(network):
+  """At 3 bits, of every activation in turn."""
+  quantized, variables, images = network
+  by_output = reconstruct.reconstruct(
+    quantized, variables, images, steps=('activations',)
+  )
+  by_tensor = reconstruct.reconstruct(quantized, variables, images, steps=())
+  gains, inputs = [], {}
+  quantized.intercept(
+    variables, images, lambda site, value: inputs.setdefault(site, value)
+  )
+  weights = quantized.weights(variables)
+  for layer in layers.find(quantized):
+    value, weight = inputs[layer.input], weights[layer.weight]
+    errors = []
+    for one in (by_tensor, by_output):
+      scale, zero = one.bank.ranges[layer.input.quantizer].at(3)
+      gap = fake_quant.fake_quant(value, scale, zero, 3) - value
+      errors.append(float(jnp.sum(layer.multiply(gap, weight) ** 2)))
+    gains.append(errors[1] / errors[0])
+  assert max(gains) < 1.01
+  assert min(gains) < 0.99
+
+
+def test_a_bank_is_read_as_it_was_written(banked, tmp_path):
+  path = tmp_path / 'banks' / 'one.npz'
+  bank.save(path, banked.bank)
+  read = bank.load(path)
+  jax.tree.map(np.testing.assert_array_equal, read, banked.bank)
+  assert [p.name for p in path.parent.iterdir()] == ['one.npz']
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(InputError, match='cannot read .*one.npz.*delete it'):
+    bank.load(path)

@@ -13,7 +13,7 @@ import nemo_jax
 from nemo_jax.base import InputError
 from nemo_jax.quantization import analysis, calibrate
 from nemo_jax.quantization import program as program_lib
-from nemo_jax.quantization.transform import Bank
+from nemo_jax.quantization.bank import Bank
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 # Structure does not depend on the ranges; these are the quickest to find.

@@ -133,12 +133,22 @@ def weight_range(
   return table if keep else Range(*(jnp.ravel(column) for column in table))
 
 
-def histogram(values: Array, low: Array, high: Array) -> Array:
-  """int32[BINS]: how many values lie in each equal part of [low, high]."""
+def histogram(
+  values: Array, low: Array, high: Array, weights: Array | int = 1
+) -> Array:
+  """[BINS]: how many values lie in each equal part of [low, high].
+
+  Args:
+    values: any shape.
+    low: of the first part.
+    high: of the last.
+    weights: broadcasts against the values: what each counts.
+  """
   width = jnp.where(high > low, high - low, 1)
   index = (values.astype(jnp.float32) - low) / width * BINS
   index = jnp.clip(index.astype(jnp.int32), 0, BINS - 1)
-  return jnp.zeros(BINS, jnp.int32).at[index.ravel()].add(1)
+  weights = jnp.broadcast_to(jnp.asarray(weights), index.shape)
+  return jnp.zeros(BINS, weights.dtype).at[index.ravel()].add(weights.ravel())
 
 
 def activation_range(
@@ -153,7 +163,7 @@ def activation_range(
   Args:
     low: float32[], the least value seen.
     high: float32[], the greatest.
-    counts: int32[BINS], the histogram between them.
+    counts: [BINS], the histogram between them.
     method: one of METHODS.
     percentile: as for a weight.
   """

@@ -1,154 +1,38 @@
 """A bank of quantized weights: the best codes of every layer at every width.
 
-One pass over images collects, for every matrix product, the mean and the second
-moments of what its weight multiplies. With those the error that quantization
-leaves in the layer's output is known without the images, and the codes are
-chosen to make it small, layer by layer and for all widths at once.
+One pass over images collects, for every layer, the mean and the second moments
+of what its weight multiplies. With those the error that quantization leaves in
+the layer's output is known without the images, and the codes are chosen to make
+it small, layer by layer and for all widths at once.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tqdm
 
 from nemo_jax.base import Array, InputError, PyTree
-from nemo_jax.quantization import calibrate, transform
-from nemo_jax.quantization.analysis import Site
-from nemo_jax.quantization.program import Equation
+from nemo_jax.quantization import (
+  calibrate,
+  equalize,
+  input_ranges,
+  transform,
+)
+from nemo_jax.quantization import (
+  layers as layers_lib,
+)
+from nemo_jax.quantization.bank import WIDTHS, Bank
 
-# Widths that a bank has codes for; wider ones are rounded when needed.
-WIDTHS = tuple(range(2, 9))
-STEPS = ('scales', 'rounding', 'bias')
-DEFAULT_STEPS = STEPS
+STEPS = ('equalization', 'activations', 'scales', 'rounding', 'bias')
+# Equalization helps where activations alone are narrow, and costs elsewhere.
+DEFAULT_STEPS = ('activations', 'scales', 'rounding', 'bias')
 # Added to the diagonal of the second moments, as a share of its mean: what was
 # not seen in the sample may occur.
 DAMPING = 0.01
 # Rows of a weight that are rounded before the rest is told.
 BLOCK = 128
-
-
-class Moments(NamedTuple):
-  """Of the inputs of a product, laid out as rows of D for each of G groups."""
-
-  count: Array  # float32[], rows seen
-  total: Array  # float32[G, D], their sum
-  square: Array  # float32[G, D, D], the sum of their outer products
-
-
-def _is_plain(equation: Equation) -> bool:
-  """Whether it is a product that is understood here: x @ w, or NHWC, HWIO."""
-  numbers = equation.params['dimension_numbers']
-  if equation.name == 'dot_general':
-    (left, right), batched = numbers
-    shapes = [v.aval.shape for v in equation.eqn.invars]
-    last = (len(shapes[0]) - 1,)
-    return batched == ((), ()) and (tuple(left), tuple(right)) == (last, (0,))
-  rank = len(numbers.lhs_spec)
-  inner = tuple(range(1, rank - 1))
-  layout = (0, rank - 1, *inner), (rank - 1, rank - 2, *range(rank - 2))
-  return (
-    (tuple(numbers.lhs_spec), tuple(numbers.rhs_spec)) == layout
-    and tuple(numbers.out_spec) == layout[0]
-    and equation.params['batch_group_count'] == 1
-    and set(equation.params['lhs_dilation']) == {1}
-  )
-
-
-def _groups(equation: Equation) -> int:
-  return equation.params.get('feature_group_count', 1)
-
-
-def as_matrices(equation: Equation, weight: Array) -> Array:
-  """A weight [..., C], or any array laid out like it, as [G, D, C / G]."""
-  groups = _groups(equation)
-  flat = weight.reshape(-1, groups, weight.shape[-1] // groups)
-  return jnp.swapaxes(flat, 0, 1)
-
-
-def _as_weight(matrices: Array, shape: tuple[int, ...]) -> Array:
-  return jnp.swapaxes(matrices, 0, 1).reshape(shape)
-
-
-def _rows(equation: Equation, inputs: Array) -> Array:
-  """[G, n, D]: what meets each row of the weight, at every output position."""
-  if equation.name == 'dot_general':
-    return inputs.reshape(1, -1, inputs.shape[-1])
-  params = equation.params
-  window = equation.eqn.invars[1].aval.shape[:-2]
-  steps = zip(
-    window, params['rhs_dilation'], params['window_strides'], strict=True
-  )
-  edges = [(low, high, 0) for low, high in params['padding']]
-  zero = jnp.zeros((), inputs.dtype)
-  inputs = jax.lax.pad(inputs, zero, [(0, 0, 0), *edges, (0, 0, 0)])
-  spans = []
-  for size, (taps, dilation, stride) in zip(
-    inputs.shape[1:-1], steps, strict=True
-  ):
-    last = size - (taps - 1) * dilation
-    spans.append(
-      [slice(i * dilation, i * dilation + last, stride) for i in range(taps)]
-    )
-  parts = [
-    inputs[(slice(None), *(s[i] for s, i in zip(spans, index, strict=True)))]
-    for index in np.ndindex(*window)
-  ]
-  groups = _groups(equation)
-  taps = jnp.stack(parts, axis=-2)  # [B, ..., taps, channels]
-  taps = taps.reshape(-1, len(parts), groups, taps.shape[-1] // groups)
-  return jnp.moveaxis(taps, 2, 0).reshape(groups, len(taps), -1)
-
-
-def _moments_of(equation: Equation, inputs: Array) -> Moments:
-  rows = _rows(equation, inputs.astype(jnp.float32))
-  square = jax.lax.dot_general(rows, rows, (((1,), (1,)), ((0,), (0,))))
-  return Moments(jnp.float32(rows.shape[1]), jnp.sum(rows, axis=1), square)
-
-
-def collect_moments(
-  quantized: transform.Quantized, variables: PyTree, images: Array, chunk: int
-) -> dict[Site, Moments]:
-  """The moments of every product that is understood, by its weight's site.
-
-  Args:
-    quantized: from `quantize`; the network runs in float.
-    variables: its weights.
-    images: [B, ...].
-    chunk: of them at once.
-  """
-  products = {
-    site: equation
-    for site, equation in quantized.products.items()
-    if _is_plain(equation) and site.operand == 1
-  }
-  by_equation = {site.equation: site for site in products}
-
-  @jax.jit
-  def collect(variables, part):
-    seen = {}
-
-    def visit(site, value):
-      of = by_equation.get(site.equation)
-      if of is not None and site.operand != of.operand:
-        seen[of] = _moments_of(products[of], value)
-      return value
-
-    quantized.intercept(variables, part, visit)
-    return seen
-
-  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-  total = None
-  starts = range(0, len(images), chunk)
-  for start in tqdm.tqdm(
-    starts, desc='second moments', unit='chunk', disable=None
-  ):
-    seen = collect(variables, jnp.asarray(images[start : start + chunk]))
-    total = seen if total is None else add(total, seen)
-  return total
 
 
 def _error(square: Array, gap: Array) -> Array:
@@ -266,12 +150,31 @@ def _reconstruct(weight, moments, scales, lows, highs, at_once, steps):
   return jax.lax.map(one, (weight, moments, scales), batch_size=at_once)
 
 
-def _check(steps: Sequence[str]) -> None:
+def check_steps(steps: Sequence[str]) -> None:
+  """Raises `InputError` for a step that there is not."""
   for step in steps:
     if step not in STEPS:
       raise InputError(
         f'unknown step {step!r}; the choices are {", ".join(STEPS)}'
       )
+
+
+def _equalize(chosen, weights, moments):
+  """Matrices, moments and equalizers once inputs are divided by factors."""
+  matrices, divided, equalizers = {}, {}, {}
+  for layer, free in chosen:
+    site, weight = layer.weight, weights[layer.weight].astype(jnp.float32)
+    matrices[site], divided[site] = layer.as_matrices(weight), moments[site]
+    if not free:
+      continue
+    channels = equalize.factors(layer, weight, moments[site])
+    spread = layer.to_inputs(channels)
+    full = jnp.broadcast_to(spread[..., None], matrices[site].shape)
+    equalizers[site] = layer.as_weight(full)
+    equalizers[layer.input] = 1 / channels
+    matrices[site] = matrices[site] * spread[..., None]
+    divided[site] = moments[site].divided(spread)
+  return matrices, divided, equalizers
 
 
 def reconstruct(
@@ -282,7 +185,7 @@ def reconstruct(
   steps: Sequence[str] = DEFAULT_STEPS,
   chunk: int = 16,
 ) -> transform.Quantized:
-  """The network with a bank of weights that were chosen by their outputs.
+  """The network with a bank that was chosen by the outputs of its layers.
 
   Symmetric weights of convolutions and dense layers alone; others, and weights
   that are used more than once, are rounded to nearest as before.
@@ -291,63 +194,88 @@ def reconstruct(
     quantized: from `quantize`.
     variables: its weights.
     images: [B, ...], a sample; about a thousand are enough.
-    steps: `scales` weighs the squared error of a weight, which its scale
-      minimises, by the power of the input it multiplies; `rounding` chooses
-      codes by the error of the layer's output (see `_nearest_plane`), never
-      worse than nearest on these images; `bias` makes up for the mean of that
-      error (Nagel et al. 2019).
+    steps: `equalization` brings the channels of what lies between two layers
+      into ranges that are alike, see `equalize`; `activations` weighs the
+      squared error of an activation by what is made of it, where that leaves
+      less error in the layer's output, see `input_ranges`; `scales` weighs the
+      squared error of a weight, which its scale minimises, by the power of the
+      input it multiplies; `rounding` chooses codes by the error of the layer's
+      output (see `_nearest_plane`), never worse than nearest on these images;
+      `bias` makes up for the mean of that error (Nagel et al. 2019).
     chunk: images at once.
 
   Raises:
     InputError: a step is unknown, or there is no image.
   """
-  _check(steps)
+  check_steps(steps)
   if not len(images):
     raise InputError('reconstruct needs at least one image')
-  moments = collect_moments(quantized, variables, images, chunk)
+  quantizers = quantized.quantizers
+  layers = [
+    layer
+    for layer in layers_lib.find(quantized)
+    if quantizers[layer.weight.quantizer].channel_axes
+    and quantized.bank.ranges[layer.weight.quantizer].scale[0].size > 1
+  ]
+  moments = layers_lib.collect_moments(
+    quantized, variables, images, layers, chunk
+  )
   weights = quantized.weights(variables)
-  uses = [site.quantizer for site in quantized.products]
+  free = equalize.free_layers(quantized, layers)
+  free = free if 'equalization' in steps else []
+  chosen = [(layer, layer in free) for layer in layers]
+  matrices, moments, equalizers = _equalize(chosen, weights, moments)
+
   ranges = list(quantized.bank.ranges)
-  rows = slice(WIDTHS[0] - calibrate.WIDTHS[0], len(WIDTHS))
+  by_output = 'activations' in steps
+  consumers = {
+    quantizer: group
+    for quantizer, group in input_ranges.by_quantizer(quantized, layers).items()
+    if by_output or group[0] in free
+  }
+  found = input_ranges.find(
+    quantized,
+    variables,
+    images,
+    consumers,
+    moments,
+    matrices,
+    equalizers,
+    by_output=by_output,
+    chunk=chunk,
+  )
+  for quantizer, table in found.items():
+    ranges[quantizer] = table
+
   codes, shifts = {}, {}
-  for site in tqdm.tqdm(
-    moments, desc='reconstruction', unit='layer', disable=None
+  for layer in tqdm.tqdm(
+    layers, desc='reconstruction', unit='layer', disable=None
   ):
-    quantizer = quantized.quantizers[site.quantizer]
-    if uses.count(site.quantizer) > 1 or not quantizer.channel_axes:
-      continue
-    weight, seen = weights[site], moments[site]
-    equation = quantized.products[site]
-    matrices = as_matrices(equation, weight)
-    if 'scales' in steps:
-      power = jax.vmap(jnp.diag)(seen.square) / seen.count
-      power = jnp.broadcast_to(power[..., None], matrices.shape)
+    site, seen = layer.weight, moments[layer.weight]
+    if 'scales' in steps or layer in free:
+      power = jnp.diagonal(seen.square, axis1=1, axis2=2) / seen.count
+      power = jnp.broadcast_to(power[..., None], matrices[site].shape)
       ranges[site.quantizer] = calibrate.weight_range(
-        weight,
-        quantizer.channel_axes,
-        power=_as_weight(power, weight.shape),
+        layer.as_weight(matrices[site]),
+        quantizers[site.quantizer].channel_axes,
+        power=layer.as_weight(power) if 'scales' in steps else 1.0,
       )
     table = ranges[site.quantizer]
-    scales = table.scale[rows]
-    if scales[0].size == 1:
-      continue
-    zero = table.zero_point[rows].reshape(len(WIDTHS), -1)[:, 0]
+    scales = table.scale[: len(WIDTHS)]
+    zero = table.zero_point[: len(WIDTHS)].reshape(len(WIDTHS), -1)[:, 0]
     last = jnp.asarray([2.0**b - 1 for b in WIDTHS])
-    spread = jnp.broadcast_to(scales, (len(WIDTHS), *weight.shape))
-    spread = jax.vmap(functools.partial(as_matrices, equation))(spread)
-    spread = jnp.moveaxis(spread[:, :, :1], 1, 0)  # [G, K, 1, C]
-    groups, depth = matrices.shape[:2]
-    found, shift = _reconstruct(
-      matrices,
+    shape = (len(WIDTHS), *layer.as_weight(matrices[site]).shape)
+    spread = jax.vmap(layer.as_matrices)(jnp.broadcast_to(scales, shape))
+    groups, depth = matrices[site].shape[:2]
+    held, shift = _reconstruct(
+      matrices[site],
       seen,
-      spread,
+      jnp.moveaxis(spread[:, :, :1], 1, 0),  # [G, K, 1, C]
       -zero,
       last - zero,
       at_once=max(1, min(groups, 2**20 // depth**2)),
       steps=tuple(steps),
     )
-    restore = lambda x, shape=weight.shape: _as_weight(x, shape)
-    codes[site] = jax.vmap(restore, in_axes=1)(found)
+    codes[site] = jax.vmap(layer.as_weight, in_axes=1)(held)
     shifts[site] = jnp.swapaxes(shift, 0, 1).reshape(scales.shape)
-  bank = transform.Bank(tuple(ranges), codes, shifts)
-  return quantized.with_bank(bank)
+  return quantized.with_bank(Bank(tuple(ranges), codes, shifts, equalizers))

@@ -20,6 +20,7 @@ from nemo_jax.quantization import graph as graph_lib
 from nemo_jax.quantization import lowering as lowering_lib
 from nemo_jax.quantization import operations as operations_lib
 from nemo_jax.quantization import program as program_lib
+from nemo_jax.quantization.bank import WIDTHS, Bank
 
 
 class Structure(NamedTuple):
@@ -31,20 +32,6 @@ class Structure(NamedTuple):
   data_flow_graph: jraph.GraphsTuple  # with the branches
   costs: costs_lib.Costs
   bytes_per_image: int  # of activations alive at once, as traced
-
-
-class Bank(NamedTuple):
-  """What was prepared for every quantizer and bit-width; arrays all of it.
-
-  A weight that has no codes here is rounded to nearest when it is needed.
-  """
-
-  ranges: tuple[calibrate.Range, ...]  # one a quantizer
-  # Of weights, [K, ...] int8, less the zero point: a row for each of 2 to 8
-  # bits, see `reconstruct`.
-  codes: dict[analysis_lib.Site, Array] = {}
-  shifts: dict[analysis_lib.Site, Array] = {}
-  # [K, ...] float32, added to the product of a weight; as its scale is laid out
 
 
 class Quantized(NamedTuple):
@@ -63,8 +50,8 @@ class Quantized(NamedTuple):
   weights: Callable[..., Any]  # variables -> {site: the weight used there}
   with_bank: Callable[[Bank], 'Quantized']  # the same with another default
   bank: Bank
-  # What multiplies each weight, by the site of the weight.
-  products: dict[analysis_lib.Site, program_lib.Equation]
+  program: program_lib.Program  # as traced for one image
+  sites: tuple[analysis_lib.Site, ...]  # what is quantized in it
   quantizers: tuple[analysis_lib.Quantizer, ...]  # from here: see Structure
   operations: tuple[operations_lib.Operation, ...]
   sequential_graph: jraph.GraphsTuple
@@ -80,6 +67,7 @@ class Encoded:
   grids: tuple[fake_quant_lib.Grid, ...]  # one a quantizer
   codes: dict[analysis_lib.Site, Array]  # of weights, where they are used
   shifts: dict[analysis_lib.Site, Array]
+  equalizers: dict[analysis_lib.Site, Array]  # see `Bank`
   max_bits: int | None = flax.struct.field(pytree_node=False)
 
 
@@ -398,14 +386,15 @@ def _quantized(
     weights = find_weights(variables)
     codes, shifts = {}, {}
     for site, value in weights.items():
+      value = value * bank.equalizers.get(site, 1)
       width = bits[site.quantizer]
       stored = bank.codes.get(site)
-      last = 0 if stored is None else calibrate.WIDTHS[len(stored) - 1]
+      last = 0 if stored is None else WIDTHS[-1]
       if max_bits is None or max_bits > last:
         codes[site] = fake_quant_lib.encode(value, grids[site.quantizer])
       if stored is None:
         continue
-      row = jnp.clip(width, calibrate.WIDTHS[0], last) - calibrate.WIDTHS[0]
+      row = jnp.clip(width, WIDTHS[0], last) - WIDTHS[0]
       held = stored[row].astype(jnp.float32)
       shift = bank.shifts[site][row]
       beyond = width > last
@@ -413,13 +402,15 @@ def _quantized(
         held = jnp.where(beyond, codes[site], held)
         shift = jnp.where(beyond, 0, shift)
       codes[site], shifts[site] = held, shift
-    return Encoded(grids, codes, shifts, max_bits)
+    equalizers = {s: e for s, e in bank.equalizers.items() if s not in weights}
+    return Encoded(grids, codes, shifts, equalizers, max_bits)
 
   def run(variables, images, encoded):
     def visit(site, value):
       grid = encoded.grids[site.quantizer]
       if site in encoded.codes:
         return encoded.codes[site], grid.scale, encoded.shifts.get(site)
+      value = value * encoded.equalizers.get(site, 1)
       return fake_quant_lib.encode(value, grid), grid.scale, None
 
     narrow = (encoded.max_bits or np.inf) <= lowering_lib.NARROW_BITS
@@ -440,11 +431,6 @@ def _quantized(
     return _quantized(trace, image, variables, lowering, bank, structure)
 
   program, analysis, _ = trace(variables, example)
-  equations = {
-    site: program.equations[site.equation]
-    for site in analysis.sites
-    if quantizers[site.quantizer].is_weight
-  }
   return Quantized(
     quantized_apply,
     encode,
@@ -453,6 +439,7 @@ def _quantized(
     find_weights,
     with_bank,
     bank,
-    equations,
+    program,
+    analysis.sites,
     *structure,
   )
