@@ -12,24 +12,19 @@ import jax
 import numpy as np
 import torch
 from absl import flags
-from torch import nn
-from torch.ao import quantization as torch_quantization
 
-from benchmarks import measure
+from benchmarks import measure, torch_quantization
 from experiments.launch import launch
 from nemo_jax import quantize, workloads
 from nemo_jax.evaluate import in_chunks
 from tests import torch_models
 
 FLAGS = flags.FLAGS
-PEERS = {
-  'mobilenet_v2': torch_models.MobileNetV2,
-  'resnet50': torch_models.ResNet,
-  'resnext101_32x8d': lambda: torch_models.ResNet((3, 4, 23, 3), 32, 8),
-}
 CONTESTANTS = ('quantized', 'float', 'flax', 'torch', 'torch_fake_quantize')
 
-flags.DEFINE_enum('workload', 'mobilenet_v2', list(PEERS), 'network')
+flags.DEFINE_enum(
+  'workload', 'mobilenet_v2', list(torch_quantization.NETWORKS), 'network'
+)
 flags.DEFINE_integer('images', 64, 'images of one measurement', 1)
 flags.DEFINE_integer('batch', 16, 'of them at once', 1)
 flags.DEFINE_integer('size', 224, 'sides of an image', 1)
@@ -37,48 +32,13 @@ flags.DEFINE_integer('repeats', 7, 'measurements', 1)
 flags.DEFINE_multi_enum('contestants', CONTESTANTS, CONTESTANTS, 'who runs')
 
 
-class FakeQuantized(nn.Module):
-  """A layer behind PyTorch's own fake quantization of input and weight."""
-
-  def __init__(self, layer: nn.Module):
-    super().__init__()
-    self.layer = layer
-    self.input = torch_quantization.FakeQuantize(
-      torch_quantization.MovingAverageMinMaxObserver, 0, 255
-    )
-    self.weight = torch_quantization.FakeQuantize(
-      torch_quantization.MovingAveragePerChannelMinMaxObserver,
-      quant_min=-128,
-      quant_max=127,
-      dtype=torch.qint8,
-      qscheme=torch.per_channel_symmetric,
-    )
-
-  def forward(self, x):
-    """What the layer makes of quantized operands."""
-    x, weight = self.input(x), self.weight(self.layer.weight)
-    if isinstance(self.layer, nn.Linear):
-      return nn.functional.linear(x, weight, self.layer.bias)
-    return self.layer._conv_forward(x, weight, self.layer.bias)
-
-
-def fake_quantized(model: nn.Module) -> nn.Module:
-  """The model with every convolution and dense layer so wrapped."""
-  for name, child in model.named_children():
-    if isinstance(child, nn.Conv2d | nn.Linear):
-      setattr(model, name, FakeQuantized(child))
-    else:
-      fake_quantized(child)
-  return model
-
-
 def torch_runner(images: np.ndarray, fake: bool):
   """A function that shows PyTorch's network all the images."""
-  model = torch_models.randomized(PEERS[FLAGS.workload]())
+  model = torch_models.randomized(torch_quantization.NETWORKS[FLAGS.workload]())
   pixels = torch.from_numpy(images.astype(np.float32) / 255)
   pixels = pixels.permute(0, 3, 1, 2)  # channels-last in memory
   if fake:
-    model = fake_quantized(model).eval()
+    model = torch_quantization.fake_quantized(model).eval()
   model = model.to(memory_format=torch.channels_last)
 
   @torch.inference_mode()
@@ -87,8 +47,7 @@ def torch_runner(images: np.ndarray, fake: bool):
       model(batch)
 
   if fake:
-    run(pixels[:2])  # observers set the ranges
-    model.apply(torch_quantization.disable_observer)
+    torch_quantization.calibrate(model, [pixels[:2]])
   return run
 
 

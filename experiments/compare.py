@@ -1,45 +1,41 @@
-"""NEMO beside each of its species alone, at equal evaluations.
+"""The arena: every method at the same number of evaluations, on one problem.
 
-  python -m experiments.compare --workdir=runs/compare
+  python -m experiments.compare --workload=digits --budget=500 --seeds=0,1,2,3,4
 
-runs every method with every seed on the same problem, and prints the
-hypervolume of what each has found: on the images of the search, and on test
-images that no search has seen. Cells that are done are kept, so the same
-command resumes.
+A method is a team of species that share one population, joined by + (`nemo`
+and `paper` are such teams), or a rival from `nemo_jax/baselines`. Passes over
+images that a method's knowledge takes are converted into evaluations, and
+counted. All find fronts on the search images; these are scored again on images
+that no search has seen, there for top-1 error as well. What is done is kept, so
+the same command resumes, also with further methods and seeds.
 """
 
-import functools
 import json
+import math
 import pathlib
 import sys
 
 import jax
 import numpy as np
-import scipy.stats
 import tqdm
 from absl import flags
 
 from experiments import options
 from experiments.launch import launch
-from nemo_jax import mixed_precision, nemo, runs
+from nemo_jax import arena, baselines, mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
-from nemo_jax.evaluate import evaluate
+from nemo_jax.base import InputError
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
 
 flags.DEFINE_list(
   'methods',
-  [
-    'direct+floor+gcn+graph_unet+boltzmann',
-    'direct',
-    'floor',
-    'gcn',
-    'graph_unet',
-    'boltzmann',
-  ],
-  'species, or several that share the population, joined by +; the first '
-  'method is compared with each of the others',
+  ['nemo', 'paper', *baselines.names()],
+  'teams of species joined by +, "nemo" (the default team of a search), '
+  f'"paper", or rivals: {", ".join(baselines.names())}; the first is compared '
+  'with each of the others. Behind a team and @: proportional, equal, '
+  'hypervolume, front_count, featureless, edgeless, data_flow or blind',
 )
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
 flags.register_validator(
@@ -49,131 +45,199 @@ flags.register_validator(
 )
 flags.DEFINE_list(
   'objectives',
-  list(mixed_precision.DEFAULT_OBJECTIVES),
+  ['divergence', 'size', 'bit_operations'],
   f'what to minimise: {", ".join(mixed_precision.OBJECTIVES)}',
 )
-flags.DEFINE_integer('population', 60, 'evaluations per generation', 2)
-flags.DEFINE_integer('generations', 30, 'generations of every run', 1)
-flags.DEFINE_string('workdir', 'runs/compare', 'where results are kept')
+flags.DEFINE_integer('budget', 500, 'evaluations of every method', 2)
+flags.DEFINE_integer('population', 20, 'places of a team', 2)
+flags.DEFINE_string('workdir', None, 'runs/compare/WORKLOAD if absent')
 
-SCORES = ('search', 'test')
+SHARES = (0.05, 0.2, 1.0)  # of the budget, at which fronts are kept
+# What may stand behind a team and @, and what it changes in `nemo.step`.
+ABLATIONS = {
+  '': {},
+  'proportional': {'exploration': 0.0},
+  'equal': {'exploration': math.inf},
+  'hypervolume': {'utility': 'hypervolume'},
+  'front_count': {'utility': 'front_count'},
+  'featureless': {},  # nodes know their place alone
+  'edgeless': {},  # no node sees another
+  'data_flow': {},  # not the paper's chain
+  'blind': {},  # no sensitivities
+}
+SCORES = ('search', 'unseen', 'unseen_top1')
 
 
-def run_method(problem, unseen, method: str, seeds, note):
-  """Yields (seed, result) for one method, whose step is compiled once."""
-  species = tuple(
-    species_lib.find(name)(problem, FLAGS.population)
-    for name in method.split('+')
+def workdir() -> pathlib.Path:
+  """Where results are kept."""
+  return pathlib.Path(FLAGS.workdir or f'runs/compare/{FLAGS.workload}')
+
+
+def make_problems(workload, quantized):
+  """What is searched; and the same on unseen images, with top-1 error last."""
+  widths = mixed_precision.DEFAULT_BIT_WIDTHS
+  known = options.sensitivities(workload, quantized, widths)
+  make = lambda images, objectives: mixed_precision.make_problem(
+    quantized,
+    workload.variables,
+    *images,
+    objectives=objectives,
+    images_at_once=options.images_at_once(quantized),
+    sensitivities=known,
   )
-  budget = FLAGS.population * FLAGS.generations
-  init = jax.jit(
-    lambda key, problem: nemo.init(
-      key, problem, species, FLAGS.population, budget
+  # Top-1 error stands where performance does, once its column is put first.
+  more = [n for n in ('top1_error',) if n not in FLAGS.objectives]
+  unseen = make(workload.test, [*FLAGS.objectives, *more])
+  return make(workload.search, FLAGS.objectives), unseen
+
+
+def contestant(method: str, problem, quantized):
+  """(the problem that it sees, whether it is informed, how it runs)."""
+  if method in baselines.names():
+    rival = baselines.find(method)
+    run = lambda key, problem, evaluations, ledger: rival.search(
+      key, problem, evaluations, ledger.score
     )
+    return problem, rival.INFORMED, run
+  words, _, option = method.partition('@')
+  problem, settings = ablated(problem, quantized, option)
+  if words == 'paper':
+    problem = mixed_precision.blind(problem)
+  team = species_lib.team(words.split('+')).values()
+  made = tuple(make(problem, FLAGS.population) for make in team)
+  run = arena.team(made, FLAGS.population, **settings)
+  return problem, problem.estimate is not None, run
+
+
+def check_ablation(option: str) -> None:
+  """Raises `InputError` for a word behind @ that stands for nothing."""
+  if option not in ABLATIONS:
+    raise InputError(
+      f'unknown ablation {option!r}; the choices are '
+      f'{", ".join(filter(None, ABLATIONS))}'
+    )
+
+
+def with_edges(graph, senders, receivers):
+  """The graph with other edges between its nodes."""
+  return graph._replace(
+    senders=np.asarray(senders, np.int32),
+    receivers=np.asarray(receivers, np.int32),
+    n_edge=np.asarray([len(senders)], np.int32),
   )
-  step = jax.jit(functools.partial(nemo.step, species=species))
-  rescore = jax.jit(evaluate)
-  for seed in seeds:
-    init_key, run_key = jax.random.split(jax.random.key(seed))
-    state, curve = init(init_key, problem), []
-    for _ in range(FLAGS.generations):
-      state, metrics = step(run_key, state, problem)
-      curve.append(float(metrics['hypervolume']))
-      note(FLAGS.population)
-    found = np.isfinite(state.archive.objectives).all(axis=1)
-    choices = np.asarray(state.archive.choices)[found]
-    # Padded, so that fronts of all sizes share few compiled programs.
-    padding = np.repeat(choices[:1], -len(choices) % 50, axis=0)
-    values = rescore(unseen, np.concatenate([choices, padding]))
-    result = {
-      'search': curve[-1],
-      'test': float(nemo.hypervolume(unseen, values)),
-      'curve': curve,
-      'front_size': len(choices),
-    }
-    yield seed, result
 
 
-def table(results: dict, uniform: dict, methods, seeds) -> str:
-  """Means, 95 % intervals and how often the first method is ahead."""
-  lines = [
-    '| method | search images | test images | first is ahead (search, test) |',
-    '|---|---|---|---|',
-  ]
-  score = lambda m, k: np.asarray([results[m][str(s)][k] for s in seeds])
-  for method in methods:
-    cells, wins = [method], []
-    for kind in SCORES:
-      values = score(method, kind)
-      cell = f'{values.mean():.4f}'
-      if len(values) > 1:
-        t = scipy.stats.t.ppf(0.975, len(values) - 1)
-        cell += f' ± {t * scipy.stats.sem(values):.4f}'
-      cells.append(cell)
-      wins.append(int((score(methods[0], kind) > values).sum()))
-    ahead = f'{wins[0]}, {wins[1]} of {len(seeds)}'
-    cells.append('' if method == methods[0] else ahead)
-    lines.append(f'| {" | ".join(cells)} |')
-  uniform = ' | '.join(f'{uniform[kind]:.4f}' for kind in SCORES)
-  lines.append(f'| all uniform bit-widths | {uniform} | |')
-  return '\n'.join(lines)
+def ablated(problem, quantized, option: str):
+  """The problem, and the settings of `nemo.step`, with a word of ABLATIONS."""
+  graph = problem.graph
+  if option == 'featureless':
+    # A place in the order is left, or all nodes would be one.
+    place = np.linspace(-1, 1, len(graph.nodes), dtype=np.float32)[:, None]
+    problem = problem.replace(graph=graph._replace(nodes=place))
+  if option == 'edgeless':
+    problem = problem.replace(graph=with_edges(graph, [], []))
+  if option == 'data_flow':
+    flow = quantized.data_flow_graph
+    graph = with_edges(graph, flow.senders, flow.receivers)
+    problem = problem.replace(graph=graph)
+  if option == 'blind':
+    problem = mixed_precision.blind(problem)
+  return problem, ABLATIONS[option]
+
+
+def unseen_volumes(unseen, rows) -> tuple[float, float]:
+  """Hypervolumes of a front on unseen images: as searched, for top-1 error."""
+  values = arena.objectives(unseen, rows)
+  names = list(unseen.objective_names)
+  columns = list(range(len(FLAGS.objectives)))
+  top1 = [names.index('top1_error'), *columns[1:]]
+  return tuple(
+    arena.hypervolume(values[:, c], unseen.ideal[c], unseen.reference[c])
+    for c in (np.asarray(columns), np.asarray(top1))
+  )
+
+
+def run_cell(method: str, seen, run, unseen, seed: int, spent: int, bar):
+  """What one method with one seed has found: its curve, and its fronts."""
+  marks = [int(share * FLAGS.budget) for share in SHARES]
+  ledger = arena.Ledger(seen, marks, spent, bar.update)
+  run(jax.random.key(seed), seen, FLAGS.budget - spent, ledger)
+  volumes = {}
+  for mark, rows in ledger.fronts.items():
+    searched = [volume for count, volume in ledger.curve if count <= mark]
+    found = max(searched, default=0.0), *unseen_volumes(unseen, rows)
+    volumes[str(mark)] = dict(zip(SCORES, found, strict=True))
+  values = np.asarray(ledger.archive.objectives)
+  values = values[np.isfinite(values).all(axis=1)]
+  return {'curve': ledger.curve, 'volumes': volumes, 'front': values.tolist()}
 
 
 def run() -> None:
   """The experiment."""
   for method in FLAGS.methods:
-    builders = [species_lib.find(name) for name in method.split('+')]
-    nemo.check_size(FLAGS.population, len(builders))
+    if method not in baselines.names():
+      words, _, option = method.partition('@')
+      check_ablation(option)
+      team = species_lib.team(words.split('+'))
+      nemo.check_size(FLAGS.population, len(team))
   mixed_precision.check_options(
     FLAGS.objectives, mixed_precision.DEFAULT_BIT_WIDTHS
   )
-  runs.check_folder(FLAGS.workdir)
+  folder = workdir()
+  runs.check_folder(folder)
   here = sys.modules[__name__]
   # Every cell depends on these; methods and seeds may be added.
   started_with = options.values(here, without=('workdir', 'methods', 'seeds'))
-  runs.check_flags(FLAGS.workdir, started_with)
-  seeds = [int(s) for s in FLAGS.seeds]
+  runs.check_flags(folder, started_with)
   workload = options.load_workload()
   started_with['weights_digest'] = runs.digest(workload.variables)[:12]
-  runs.check_flags(FLAGS.workdir, started_with)
+  runs.check_flags(folder, started_with)
   quantized = options.quantize_workload(workload)
-  problem, unseen = (
-    mixed_precision.make_problem(
-      quantized,
-      workload.variables,
-      *images,
-      objectives=FLAGS.objectives,
-      images_at_once=options.images_at_once(quantized),
-    )
-    for images in (workload.search, workload.test)
+  problem, unseen = make_problems(workload, quantized)
+  cost = options.sensitivity_evaluations(
+    workload, quantized, mixed_precision.DEFAULT_BIT_WIDTHS
   )
-  runs.write_flags(FLAGS.workdir, started_with)
-  path = pathlib.Path(FLAGS.workdir) / 'compare.json'
+  print(f'sensitivities count as {cost} evaluations of {FLAGS.budget}')
+  if cost >= FLAGS.budget:
+    raise InputError(
+      f'--budget={FLAGS.budget} is less than what {FLAGS.sensitivities} '
+      f'sensitivities count as, {cost} evaluations'
+    )
+  with runs.locked(folder):
+    runs.write_flags(folder, started_with)
+    results = run_all(folder, quantized, problem, unseen, cost)
+    summary = arena.summarise(results, FLAGS.methods, FLAGS.seeds)
+    runs.write_text(folder / 'summary.json', json.dumps(summary, indent=1))
+    print(f'\n{workload.name}, {FLAGS.budget} evaluations\n')
+    print(report.compare_table(summary))
+    for path in report.plot_compare(
+      folder, results, FLAGS.methods, FLAGS.objectives
+    ):
+      print(f'picture   {path}')
+
+
+def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
+  """The cells of all methods and seeds; those that are done are read."""
+  path = folder / 'compare.json'
   results = json.loads(path.read_text()) if path.exists() else {}
   missing = {
-    method: [s for s in seeds if str(s) not in results.get(method, {})]
+    method: [s for s in FLAGS.seeds if s not in results.get(method, {})]
     for method in FLAGS.methods
   }
-  budget = FLAGS.population * FLAGS.generations
-  total = budget * sum(map(len, missing.values()))
+  total = FLAGS.budget * sum(map(len, missing.values()))
   with tqdm.tqdm(
     total=total, desc='comparing', unit='eval', disable=None
   ) as bar:
-    for method, left in missing.items():
+    for method, seeds in missing.items():
       bar.set_postfix_str(method)
-      for seed, result in run_method(problem, unseen, method, left, bar.update):
-        results.setdefault(method, {})[str(seed)] = result
-        runs.write_text(path, json.dumps(results, indent=1) + '\n')
-  everywhere = mixed_precision.uniform(problem)
-  uniform = {
-    kind: float(nemo.hypervolume(p, jax.jit(evaluate)(p, everywhere)))
-    for kind, p in zip(SCORES, (problem, unseen), strict=True)
-  }
-  print(
-    f'\nhypervolume of {workload.name} after {budget} evaluations, '
-    f'{len(seeds)} seeds, mean ± 95 % interval\n'
-  )
-  print(table(results, uniform, FLAGS.methods, seeds))
+      seen, informed, run_one = contestant(method, problem, quantized)
+      for seed in seeds:
+        cell = run_cell(
+          method, seen, run_one, unseen, int(seed), cost * informed, bar
+        )
+        results.setdefault(method, {})[seed] = cell
+        runs.write_text(path, json.dumps(results) + '\n')
+  return results
 
 
 if __name__ == '__main__':

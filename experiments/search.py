@@ -31,9 +31,11 @@ flags.adopt_module_key_flags(cluster)
 
 flags.DEFINE_list(
   'species',
-  ['direct', 'floor', 'gcn', 'graph_unet', 'boltzmann'],
-  f'searchers that share the population: {", ".join(species_lib.names())}; '
-  'gcn:NAME evolves its weights by that evosax algorithm in place of SSNE',
+  ['nemo'],
+  f'searchers that share the population: {", ".join(species_lib.names())}; or '
+  f'"nemo", which is {", ".join(species_lib.NEMO)}, or "paper", which is '
+  f'{", ".join(species_lib.PAPER)} without sensitivities; gcn:NAME evolves its '
+  'weights by that evosax algorithm in place of SSNE',
 )
 flags.DEFINE_list(
   'objectives',
@@ -163,8 +165,16 @@ def search(problem, species, generations: int):
   return state
 
 
-def describe(workload, quantized, problem, state) -> dict:
-  """The content of front.json."""
+def describe(workload, quantized, problem, state, names) -> dict:
+  """The content of front.json.
+
+  Args:
+    workload: what was searched for.
+    quantized: its network.
+    problem: what was searched.
+    state: the last of the search.
+    names: of the species.
+  """
   archive = jax.device_get(state.archive)
   rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
   rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
@@ -188,7 +198,7 @@ def describe(workload, quantized, problem, state) -> dict:
   ]
   front = points[len(uniform) :]
   for point, row in zip(front, rows, strict=True):
-    point['species'] = FLAGS.species[archive.species[row]]
+    point['species'] = names[archive.species[row]]
   volume = lambda rows: nemo.hypervolume(problem, rows)
   exact = values.shape[1] in (2, 3)
   images = {use: len(getattr(workload, use).labels) for use in IMAGE_USES}
@@ -204,7 +214,7 @@ def describe(workload, quantized, problem, state) -> dict:
     'bit_widths': widths,
     'quantizers': [q.name for q in quantized.quantizers],
     'is_weight': [q.is_weight for q in quantized.quantizers],
-    'species': FLAGS.species,
+    'species': names,
     'hypervolume': volume(values[len(uniform) :]) if exact else None,
     'uniform_hypervolume': volume(values[: len(uniform)]) if exact else None,
     'float': {
@@ -255,10 +265,8 @@ def run() -> None:
       f'--evaluations={FLAGS.evaluations} is less than one generation of '
       f'--population={FLAGS.population}'
     )
-  if len(set(FLAGS.species)) < len(FLAGS.species):
-    raise InputError(f'species {", ".join(FLAGS.species)}: give each once')
   widths = [int(b) for b in FLAGS.bit_widths]
-  builders = [species_lib.find(name) for name in FLAGS.species]
+  builders = species_lib.team(FLAGS.species)
   nemo.check_size(FLAGS.population, len(builders))
   mixed_precision.check_options(FLAGS.objectives, widths)
   if FLAGS.objectives[0] not in mixed_precision.PERFORMANCE:
@@ -278,6 +286,9 @@ def run() -> None:
   with stage('calibrating the quantizers'):
     quantized = options.quantize_workload(workload)
     at_once = options.images_at_once(quantized, FLAGS.batch_size or 1)
+    known = None
+    if FLAGS.species != ['paper']:
+      known = options.sensitivities(workload, quantized, widths)
     problem = mixed_precision.make_problem(
       quantized,
       workload.variables,
@@ -287,6 +298,7 @@ def run() -> None:
       data_flow=FLAGS.data_flow,
       images_at_once=at_once,
       mesh=mesh,
+      sensitivities=known,
     )
   print(
     f'{workload.name}: {len(quantized.quantizers)} quantizers, '
@@ -299,9 +311,10 @@ def run() -> None:
   print(
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )
-  own = workload.variables, workload.search, quantized.bank
+  own = workload.variables, workload.search, quantized.bank, known
   devices.check_equal(runs.digest(own), 'weights or images')
-  species = tuple(build(problem, FLAGS.population) for build in builders)
+  made = (make(problem, FLAGS.population) for make in builders.values())
+  species = tuple(made)
   with contextlib.ExitStack() as stack:
     is_first = jax.process_index() == 0
     if is_first:
@@ -309,7 +322,7 @@ def run() -> None:
       runs.write_flags(workdir(), started_with)
     state = search(problem, species, generations)
     print(f'scoring the front on {len(workload.test.labels)} unseen images')
-    front = describe(workload, quantized, problem, state)
+    front = describe(workload, quantized, problem, state, list(builders))
     if is_first:
       runs.write_front(workdir(), front)
       summarise(workdir())

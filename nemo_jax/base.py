@@ -9,6 +9,8 @@ Letters used in shape comments throughout the package:
   S  species
   A  capacity of the archive
   F  features of a node
+  C  costs that are known exactly, part of the objectives
+  E  pairs of nodes that cost something together
 
 Masks are True where valid. An objective of +inf means "not evaluated" or
 "failed"; such a row never counts as a solution.
@@ -35,6 +37,21 @@ class Population(NamedTuple):
   choices: Array  # [P, N] int32, the choice taken at every node
   objectives: Array  # [P, M] float32, minimised; +inf in an empty slot
   species: Array  # [P] int32, index of the species that owns the row
+
+
+class Estimate(NamedTuple):
+  """What is known of a problem before anything is evaluated: a sum over nodes.
+
+  `loss` estimates what a choice adds to the first objective, in a unit of its
+  own. Costs are known exactly but for a constant, and are what a searcher puts
+  prices on: the other objectives, or what they are made of. Those that
+  multiply two nodes are sums over pairs.
+  """
+
+  loss: Array  # [N, K] float32
+  costs: Array  # [N, K, C] float32
+  pairs: Array  # [E, 2] int32, nodes
+  pair_costs: Array  # [E, K, K, C] float32, by the choices of both
 
 
 @flax.struct.dataclass
@@ -64,6 +81,7 @@ class Problem:
   data_specs: Any = flax.struct.field(
     pytree_node=False, default=jax.sharding.PartitionSpec()
   )
+  estimate: Estimate | None = None  # what some searchers start from
 
 
 class Feedback(NamedTuple):

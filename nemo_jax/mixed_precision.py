@@ -20,7 +20,7 @@ from nemo_jax.quantization.lowering import NARROW_BITS
 from nemo_jax.quantization.transform import Quantized
 
 PERFORMANCE = ('top1_error', 'top5_error', 'cross_entropy', 'divergence')
-COSTS = ('size', 'bit_operations', 'bit_operations_larger')
+COSTS = costs.NAMES
 OBJECTIVES = PERFORMANCE + COSTS
 DEFAULT_OBJECTIVES = ('top1_error', 'size', 'bit_operations')
 DEFAULT_BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -152,6 +152,7 @@ def make_problem(
   data_flow: bool = False,
   images_at_once: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  sensitivities: Array | None = None,
 ) -> Problem:
   """The search for the bit-widths of a network's quantizers.
 
@@ -167,10 +168,13 @@ def make_problem(
     images_at_once: how many a candidate is shown at once; what the memory of
       the device holds if absent.
     mesh: devices that share the work, from `devices.make_mesh`.
+    sensitivities: [N, K], what each width adds to the loss, from one of
+      `sensitivity.METHODS`; searchers start from them and see them at the nodes
+      of the graph.
 
   Raises:
-    InputError: an objective is unknown or repeated, or the bit-widths are not
-      ascending whole numbers from 2 to 16.
+    InputError: an objective is unknown or repeated, the bit-widths are not
+      ascending whole numbers from 2 to 16, or the sensitivities do not fit.
   """
   check_options(objectives, bit_widths)
   widths = tuple(bit_widths)
@@ -234,6 +238,13 @@ def make_problem(
   allowed = np.ones(shape, bool) if allowed is None else allowed
   _check_allowed(allowed, shape)
   graph = quantized.data_flow_graph if data_flow else quantized.sequential_graph
+  known = None
+  if sensitivities is not None:
+    priced = [name for name in objectives if name in COSTS]
+    known = costs.estimate(quantized.costs, sensitivities, widths, priced)
+    narrow = lambda x: x.astype(np.int32 if x.dtype.kind == 'i' else np.float32)
+    known = jax.tree.map(narrow, known)
+    graph = with_sensitivities(graph, known.loss)
   ideal, reference = np.asarray(bounds, np.float32).T
   return Problem(
     graph=jax.tree.map(np.asarray, graph),
@@ -245,7 +256,29 @@ def make_problem(
     objective_names=tuple(objectives),
     mesh=mesh,
     data_specs=specs,
+    estimate=known,
   )
+
+
+def with_sensitivities(graph, loss: np.ndarray):
+  """The graph with the logarithms of loss [N, K] as features of its nodes.
+
+  Their mean and deviation over all nodes are taken out, so that a network of
+  any scale looks alike.
+  """
+  table = np.log(np.maximum(loss, 1e-9 * max(loss.max(), 1e-30)))
+  table = (table - table.mean()) / max(table.std(), 1e-9)
+  nodes = np.concatenate([graph.nodes, table], axis=1)
+  return graph._replace(nodes=nodes.astype(np.float32))
+
+
+def blind(problem: Problem) -> Problem:
+  """The problem as it is without sensitivities."""
+  if problem.estimate is None:
+    return problem
+  features = problem.graph.nodes.shape[1] - problem.allowed.shape[1]
+  graph = problem.graph._replace(nodes=problem.graph.nodes[:, :features])
+  return problem.replace(graph=graph, estimate=None)
 
 
 def float_bits(quantizers: Sequence[Quantizer]) -> np.ndarray:

@@ -12,6 +12,7 @@ each species fills its size with its own best.
 a run that is stored and restored goes on as if it had never stopped.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,8 @@ from nemo_jax.base import (
   Species,
 )
 from nemo_jax.evaluate import evaluate
+
+UTILITIES = ('r2', 'hypervolume', 'front_count')
 
 
 class State(NamedTuple):
@@ -113,11 +116,13 @@ def allocate(
   the scores; a species without any solution has v = 0.
 
   Args:
-    utility: [S], the R2 indicator of each species, lower is better.
+    utility: [S] of each species, lower is better.
     evaluations: int32[S].
     places: P, the sum of the sizes.
-    exploration: c.
+    exploration: c; 0 makes sizes proportional to utility, infinity equal.
   """
+  if math.isinf(exploration):
+    return _apportion(jnp.ones(utility.shape), places)
   known = jnp.isfinite(utility)
   best = jnp.min(utility, where=known, initial=jnp.inf)
   worst = jnp.max(utility, where=known, initial=-jnp.inf)
@@ -258,6 +263,28 @@ def hypervolume(
   return pareto.hypervolume(scaled, jnp.ones(scaled.shape[1]), mask)
 
 
+def _utility(kind: str, scaled, species, count, directions, member, rank):
+  """float32[S]: what each species is worth, lower is better.
+
+  The R2 indicator of its members, as in the paper; or, with the sign turned,
+  the hypervolume that would be lost without them, or how many of them are on
+  the first front, as in the patent. A species without members has +inf.
+  """
+  owned = jnp.arange(count)[:, None] == species  # [S, n]
+  if kind == 'r2':
+    zeros = jnp.zeros(scaled.shape[1])
+    indicator = lambda own: pareto.r2(scaled, directions, zeros, own & member)
+    return jax.vmap(indicator)(owned)
+  if kind == 'hypervolume':
+    ones = jnp.ones(scaled.shape[1])
+    volume = lambda mask: pareto.hypervolume(scaled, ones, mask & member)
+    worth = volume(member) - jax.lax.map(volume, ~owned)
+  else:
+    worth = jnp.sum(owned & member & (rank == 0), axis=1)
+  present = jnp.any(owned & member, axis=1)
+  return jnp.where(present, -worth.astype(jnp.float32), jnp.inf)
+
+
 def step(
   key: Array,
   state: State,
@@ -265,6 +292,7 @@ def step(
   species: tuple[Species, ...],
   *,
   exploration: float = 1.0,
+  utility: str = 'r2',
   partitions: int = 12,
   batch_size: int | None = None,
 ) -> tuple[State, dict[str, Array]]:
@@ -279,9 +307,14 @@ def step(
     problem: what is searched.
     species: the tuple that `init` was given.
     exploration: weight of the confidence bonus in `allocate`.
+    utility: by which species get their sizes, one of UTILITIES.
     partitions: of the reference directions, see `pareto.reference_directions`.
     batch_size: candidates evaluated at once, see `evaluate`.
   """
+  if utility not in UTILITIES:
+    raise InputError(
+      f'unknown utility {utility!r}; the choices are {", ".join(UTILITIES)}'
+    )
   key = jax.random.fold_in(key, state.generation)
   ask_key, rank_key, tell_key = jax.random.split(key, 3)
   count = len(species)
@@ -303,15 +336,11 @@ def step(
   member = valid & ~pareto.duplicated(pool.choices, valid)
 
   scaled = scale_objectives(problem, pool.objectives)
-  utility = jax.vmap(
-    lambda s: pareto.r2(
-      scaled,
-      directions,
-      jnp.zeros(scaled.shape[1]),
-      member & (pool.species == s),
-    )
-  )(jnp.arange(count))
-  sizes = allocate(utility, evaluations, places, exploration)
+  front = pareto.nondominated_rank(scaled, member)  # unused by R2, so dropped
+  worth = _utility(
+    utility, scaled, pool.species, count, directions, member, front
+  )
+  sizes = allocate(worth, evaluations, places, exploration)
 
   order = pareto.nsga3_order(rank_key, scaled, directions, member)
   rank = jnp.zeros(2 * places).at[order].set(jnp.arange(2.0 * places))
@@ -345,4 +374,4 @@ def step(
   )
   # One trace for a whole run: no leaf may change its type or be weakly typed.
   new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
-  return new, _metrics(new, problem, utility, directions)
+  return new, _metrics(new, problem, worth, directions)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import evosax.algorithms as evosax_algorithms
@@ -149,30 +150,47 @@ def _survivors(state: State, feedback: Feedback) -> PyTree:
   )
 
 
-def make(
-  problem: Problem,
-  population_size: int,
-  network: nn.Module,
-  algorithm: str = 'SSNE',
-) -> Species:
-  """A species of networks that read the graph and choose at every node.
+class Policy(NamedTuple):
+  """A way from weights to a solution."""
 
-  A network's solution is the most likely allowed choice of each node. Its
-  weights are evolved by SSNE or by any evosax algorithm.
+  start: Callable[[Array], PyTree]  # (key) -> weights, at random
+  choose: Callable[[PyTree], Array]  # weights -> choices [N] int32
+
+
+def most_likely(problem: Problem, network: nn.Module) -> Policy:
+  """The most likely allowed choice of each node.
 
   Args:
-    problem: what is searched; its graph is what the networks read.
-    population_size: P.
+    problem: what is searched; its graph is what the network reads.
     network: a module from a graph to logits [N, K].
+  """
+  graph = networks.undirected(jax.device_get(problem.graph))
+
+  def choose(weights):
+    logits = network.apply(weights, graph)
+    logits = jnp.where(problem.allowed, logits, -jnp.inf)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+  return Policy(lambda key: network.init(key, graph), choose)
+
+
+def make(
+  policy: Policy, population_size: int, algorithm: str = 'SSNE'
+) -> Species:
+  """A species of weights, evolved by SSNE or by any evosax algorithm.
+
+  Args:
+    policy: what the weights decide.
+    population_size: P.
     algorithm: one of `algorithms()`.
 
   Raises:
     InputError: the algorithm is unknown, or not for this population size.
   """
-  graph = networks.undirected(jax.device_get(problem.graph))
-  start = lambda key: network.init(key, graph)
+  start = policy.start
   weights = jax.eval_shape(start, jax.random.key(0))
   weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
+  nodes = jax.eval_shape(policy.choose, weights).shape
   evolver = _build(algorithm, population_size, weights)
   params = evolver.default_params
   # All batches alike, or a second program would be compiled for the last one.
@@ -194,11 +212,6 @@ def make(
     inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
     return State(members, members, inner, jnp.int32(population_size))
 
-  def choose(weights):
-    logits = network.apply(weights, graph)
-    logits = jnp.where(problem.allowed, logits, -jnp.inf)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
   def choose_first(weights, needed):
     """Choices [P, N] of the first networks; then the first one's, repeated."""
     blocks = jax.tree.map(
@@ -208,8 +221,9 @@ def make(
 
     def choose_block(block):
       start, some = block
-      idle = lambda _: jnp.zeros((at_once, len(problem.allowed)), jnp.int32)
-      return jax.lax.cond(start < needed, jax.vmap(choose), idle, some)
+      idle = lambda _: jnp.zeros((at_once, *nodes), jnp.int32)
+      run = jax.vmap(policy.choose)
+      return jax.lax.cond(start < needed, run, idle, some)
 
     choices = jax.lax.map(choose_block, (starts, blocks))
     ran = jnp.repeat(starts < needed, at_once)

@@ -12,6 +12,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
+from nemo_jax import arena  # noqa: E402
+
 LABELS = {
   'top1_error': 'top-1 error',
   'top5_error': 'top-5 error',
@@ -214,3 +216,97 @@ def table(front: dict[str, Any], chosen: list[dict]) -> str:
     lines.append('  '.join(padded).rstrip())
   lines.insert(1, '-' * max(map(len, lines)))
   return '\n'.join(lines)
+
+
+def compare_table(summary: list[dict]) -> str:
+  """What `arena.summarise` found, in Markdown, a table for each score.
+
+  A cell has mean and 95 % interval; behind it, for all but the first method, on
+  how many seeds the first is ahead.
+  """
+  methods = list(dict.fromkeys(row['method'] for row in summary))
+  marks = list(dict.fromkeys(row['evaluations'] for row in summary))
+  scores = list(dict.fromkeys(row['score'] for row in summary))
+  at = {(r['method'], r['evaluations'], r['score']): r for r in summary}
+  lines = []
+  for score in scores:
+    lines.append(f'| {score} | {" | ".join(f"{m:,}" for m in marks)} |')
+    lines.append('|---' * (1 + len(marks)) + '|')
+    for method in methods:
+      cells = []
+      for mark in marks:
+        row = at[method, mark, score]
+        cell = f'{row["mean"]:.4f} ± {row["interval"]:.4f}'
+        if method != methods[0]:
+          cell += f' ({row["ahead"]} of {row["seeds"]})'
+        cells.append(cell)
+      lines.append(f'| {method} | {" | ".join(cells)} |')
+    lines.append('')
+  return '\n'.join(lines)
+
+
+def _plot_curves(workdir, results: dict, methods: Sequence[str]):
+  """Hypervolume against evaluations: the mean, and its 95 % interval."""
+  figure, axes = plt.subplots(figsize=(8, 5))
+  last = max(c['curve'][-1][0] for m in methods for c in results[m].values())
+  grid = np.linspace(1, last, 400)
+  for i, method in enumerate(methods):
+    rows = []
+    for cell in results[method].values():
+      count, volume = np.asarray(cell['curve']).T
+      # What was found stays found; before the first there is nothing.
+      place = np.searchsorted(count, grid, side='right') - 1
+      rows.append(np.where(place < 0, 0, volume[np.maximum(place, 0)]))
+    mean = np.mean(rows, axis=0)
+    axes.plot(grid, mean, color=f'C{i % 10}', label=method, lw=1.5)
+    if len(rows) > 1:
+      half = arena.interval(np.stack(rows))
+      band = (mean - half, mean + half)
+      axes.fill_between(grid, *band, color=f'C{i % 10}', alpha=0.15, lw=0)
+  axes.set_xscale('log')
+  axes.set_xlabel('evaluations, with those that knowledge took')
+  axes.set_ylabel('hypervolume on the search images')
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  return _save(figure, workdir, 'curves.png')
+
+
+def _plot_attainment(workdir, results: dict, methods, names):
+  """What half of the seeds attain, against each cost."""
+  figure, panels = plt.subplots(
+    1, len(names) - 1, figsize=(5.5 * (len(names) - 1), 4.2), squeeze=False
+  )
+  for k, axes in enumerate(panels[0], start=1):
+    for i, method in enumerate(methods):
+      fronts = [np.asarray(c['front']) for c in results[method].values()]
+      costs = np.concatenate([front[:, k] for front in fronts])
+      grid = np.linspace(costs.min(), costs.max(), 300)
+      best = arena.attainment(fronts, grid, k)
+      axes.step(grid, best, where='post', color=f'C{i % 10}', label=method)
+    axes.set_yscale('log')
+    axes.set_xlabel(_label(names[k]))
+    axes.set_ylabel(_label(names[0]))
+    axes.grid(alpha=0.3)
+  panels[0][0].legend(fontsize=8)
+  figure.tight_layout()
+  return _save(figure, workdir, 'attainment.png')
+
+
+def plot_compare(
+  workdir: str | os.PathLike,
+  results: dict,
+  methods: Sequence[str],
+  names: Sequence[str],
+) -> list[pathlib.Path]:
+  """Pictures of methods side by side: curves, and median attainment.
+
+  Args:
+    workdir: where to.
+    results: {method: {seed: {'curve', 'front'}}}.
+    methods: which of them.
+    names: of the objectives, performance first.
+  """
+  return [
+    _plot_curves(workdir, results, methods),
+    _plot_attainment(workdir, results, methods, names),
+  ]

@@ -14,6 +14,7 @@ import jraph
 import numpy as np
 
 import nemo_jax
+from nemo_jax.base import Estimate
 
 # KiB, and whether the tensor is written at run time.
 TENSORS = [
@@ -47,6 +48,21 @@ def evaluate(data, choices):
   used = jnp.sum(sizes[:, None] * jax.nn.one_hot(choices, 3), axis=0)
   overflow = jnp.sum(jnp.maximum(used - data['capacity'], 0))
   return jnp.stack([latency, energy, overflow])
+
+
+def additive_estimate(sizes: np.ndarray) -> Estimate:
+  """Latency, at prices for energy and for room in the two fast memories."""
+  nodes, copied = len(sizes), COPY * sizes[:-1]
+  energy = sizes[:, None] * ENERGY
+  used = sizes[:, None, None] * np.eye(3, dtype=np.float32)[:, [DRAM, SRAM]]
+  pair_costs = np.zeros((nodes - 1, 3, 3, 3), np.float32)
+  pair_costs[..., 0] = copied[:, None, None] * (1 - np.eye(3))
+  return Estimate(
+    loss=sizes[:, None] / BANDWIDTH,
+    costs=np.concatenate([energy[..., None], used], axis=-1),
+    pairs=np.stack([np.arange(nodes - 1), np.arange(1, nodes)], axis=1),
+    pair_costs=pair_costs,
+  )
 
 
 def placement_problem(nodes: int = 12) -> nemo_jax.Problem:
@@ -94,6 +110,7 @@ def placement_problem(nodes: int = 12) -> nemo_jax.Problem:
     reference=jnp.array(reference, jnp.float32),
     evaluate=evaluate,
     objective_names=OBJECTIVES,
+    estimate=additive_estimate(sizes),
   )
 
 

@@ -12,12 +12,20 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
   ['base'],
   ['devices'],
-  ['pareto', 'evaluate', 'memory', 'networks', 'variation', 'quantization'],
+  [
+    'estimate',
+    'evaluate',
+    'memory',
+    'networks',
+    'pareto',
+    'quantization',
+    'variation',
+  ],
   ['data', 'models', 'ssne', 'weights'],
   ['images'],
   ['neuroevolution'],
   ['species', 'nemo', 'workloads'],
-  ['mixed_precision'],
+  ['mixed_precision', 'baselines', 'arena'],
   ['runs', 'report'],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

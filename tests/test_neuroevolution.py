@@ -37,7 +37,8 @@ def finite(tree):
 
 @functools.cache
 def make(name, places=PLACES):
-  return neuroevolution.make(PROBLEM, places, NETWORK, name)
+  policy = neuroevolution.most_likely(PROBLEM, NETWORK)
+  return neuroevolution.make(policy, places, name)
 
 
 @functools.cache

@@ -95,7 +95,7 @@ def output_errors(quantized, variables, images, held):
 
   def visit(site, value):
     inputs[site] = value
-    return value
+    return value, None
 
   quantized.intercept(variables, images, visit)
   found = {}
@@ -307,7 +307,9 @@ def test_ranges_by_the_output_leave_less_error_in_it(network):
   by_tensor = reconstruct.reconstruct(quantized, variables, images, steps=())
   gains, inputs = [], {}
   quantized.intercept(
-    variables, images, lambda site, value: inputs.setdefault(site, value)
+    variables,
+    images,
+    lambda site, value: (inputs.setdefault(site, value), None),
   )
   weights = quantized.weights(variables)
   for layer in layers.find(quantized):

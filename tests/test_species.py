@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import nemo, networks, species, variation
+from nemo_jax import estimate, nemo, networks, species, variation
 from nemo_jax.base import Array, Feedback, InputError, Population, Species
 from tests.placement import brute_force_front, placement_problem
 
@@ -141,7 +141,9 @@ def test_the_key_decides(name):
 def test_the_first_offspring_are_diverse(name):
   for seed in range(3):
     first = searched(name, seed).asked[0]
-    assert len(np.unique(first, axis=0)) >= PLACES // 2
+    # The front of the estimate, where some begin, has few points here.
+    few = 4 if name in ('lagrangian', 'priced_gcn') else PLACES // 2
+    assert len(np.unique(first, axis=0)) >= few
 
 
 @every_species
@@ -189,6 +191,13 @@ def by_network(network, genotypes):
   return jnp.argmax(jnp.where(PROBLEM.allowed, logits, -jnp.inf), axis=-1)
 
 
+def by_prices(genotypes):
+  known = PROBLEM.estimate
+  solve = functools.partial(estimate.cheapest, known, PROBLEM.allowed)
+  hops = estimate.rounds(known)
+  return jax.vmap(lambda p, f: solve(jnp.exp(p), jnp.exp(f), hops))(*genotypes)
+
+
 # From the genotypes of a species to choices. A Boltzmann chromosome is not
 # among them: it is a distribution.
 EXPRESSED = {
@@ -196,6 +205,7 @@ EXPRESSED = {
   'floor': functools.partial(by_rounding, jnp.floor),
   'gcn': functools.partial(by_network, networks.GCN(CHOICES)),
   'graph_unet': functools.partial(by_network, networks.GraphUNet(CHOICES)),
+  'lagrangian': by_prices,
 }
 
 

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.base import Array
+from nemo_jax.base import Array, Estimate, InputError
 from nemo_jax.quantization import analysis as analysis_lib
 
 FLOAT_BITS = 32
 PRECISIONS = ('product', 'larger')
+NAMES = ('size', 'bit_operations', 'bit_operations_larger')
 
 
 class Costs(NamedTuple):
@@ -98,3 +99,46 @@ def bit_operation_ratio(
   factor = {'product': pair.prod(axis=1), 'larger': pair.max(axis=1)}
   share = jnp.asarray(costs.macs / costs.macs.sum(), jnp.float32)
   return jnp.sum(share * factor[precision])
+
+
+def estimate(
+  costs: Costs,
+  sensitivities: np.ndarray,
+  widths: Sequence[int],
+  names: Sequence[str],
+) -> Estimate:
+  """What is known of configurations before one is evaluated, in float64.
+
+  Args:
+    costs: from `count`.
+    sensitivities: [N, K], what a quantizer adds to the loss at each width.
+    widths: K bit-widths.
+    names: C of NAMES.
+
+  Raises:
+    InputError: sensitivities have another shape, or are not finite.
+  """
+  loss, bits = np.asarray(sensitivities, np.float64), np.asarray(widths)
+  shape = len(costs.elements), len(bits)
+  if loss.shape != shape or not np.all(np.isfinite(loss)):
+    raise InputError(
+      f'sensitivities have shape {loss.shape}; quantizers and bit-widths make '
+      f'it {shape}, and all have to be finite'
+    )
+  stored = np.outer(costs.elements / (FLOAT_BITS * costs.parameters), bits)
+  work = costs.macs / costs.macs.sum() / FLOAT_BITS
+  joint = {
+    'size': np.zeros((len(bits), len(bits))),
+    'bit_operations': np.outer(bits, bits) / FLOAT_BITS,
+    'bit_operations_larger': np.maximum.outer(bits, bits),
+  }
+  node_costs = np.zeros((*shape, len(names)))
+  pair_costs = np.zeros((len(work), *[len(bits)] * 2, len(names)))
+  same = costs.operands[:, 0] == costs.operands[:, 1]
+  for i, name in enumerate(names):
+    node_costs[..., i] = stored if name == 'size' else 0
+    pair_costs[..., i] = work[:, None, None] * joint[name]
+    # What multiplies itself is no pair.
+    own = work[same, None] * np.diagonal(joint[name])
+    np.add.at(node_costs[..., i], costs.operands[same, 0], own)
+  return Estimate(loss, node_costs, costs.operands[~same], pair_costs[~same])

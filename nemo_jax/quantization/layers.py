@@ -203,7 +203,7 @@ def watch(quantized, variables, images, layers, look, add, chunk, title):
       if site in by_input:
         layer = by_input[site]
         seen[layer.weight] = look(layer, value)
-      return value
+      return value, None
 
     quantized.intercept(variables, part, visit)
     return seen

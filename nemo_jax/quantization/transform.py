@@ -46,7 +46,8 @@ class Quantized(NamedTuple):
   run: Callable[..., Any]  # (variables, images, encoded) -> as `apply`
   intercept: Callable[..., Any]
   # (variables, images, visit=None): the float network, by the same lowering;
-  # visit(site, value) returns what to put in the place of an operand
+  # visit(site, value) returns what to put in the place of an operand, and what
+  # to add to its product, laid out as a scale, or None
   weights: Callable[..., Any]  # variables -> {site: the weight used there}
   with_bank: Callable[[Bank], 'Quantized']  # the same with another default
   bank: Bank
@@ -419,8 +420,10 @@ def _quantized(
 
   def intercept(variables, images, visit=None):
     def place(site, value):
-      value = value if visit is None else visit(site, value)
-      return value, jnp.ones((), value.dtype), None
+      shift = None
+      if visit is not None:
+        value, shift = visit(site, value)
+      return value, jnp.ones((), value.dtype), shift
 
     return _run(trace(variables, images), products, variables, images, place)
 

@@ -3,16 +3,23 @@
 A species file has a function `make(problem, population_size, ...)` that
 returns a `Species`. The name of the file is the name a user types; what stands
 behind a colon names the algorithm that evolves it, where there is a choice:
-`direct`, `gcn`, `gcn:Open_ES`.
+`direct`, `gcn`, `gcn:Open_ES`. `nemo` and `paper` are teams of several.
 """
 
 import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nemo_jax.base import InputError, Problem, Species
+
+Build = Callable[[Problem, int], Species]
+
+# The team of a search unless it is told otherwise, chosen on other seeds than
+# those that experiments.compare reports; and that of arXiv 2106.07611.
+NEMO = ('lagrangian', 'priced_gcn', 'direct', 'boltzmann')
+PAPER = ('direct', 'floor', 'gcn', 'graph_unet')
 
 
 def names() -> list[str]:
@@ -20,7 +27,7 @@ def names() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def find(name: str) -> Callable[[Problem, int], Species]:
+def find(name: str) -> Build:
   """The function (problem, population_size) -> species of that name.
 
   Raises:
@@ -42,3 +49,34 @@ def find(name: str) -> Callable[[Problem, int], Species]:
 
   check_algorithm(algorithm)
   return functools.partial(make, algorithm=algorithm)
+
+
+def _alone(make: Build) -> Build:
+  """The species without parents from other species, as in the paper."""
+  if 'guest_rate' not in inspect.signature(make).parameters:
+    return make
+  return functools.partial(make, guest_rate=0.0)
+
+
+def team(words: Sequence[str]) -> dict[str, Build]:
+  """The species that words stand for, by name, in their order.
+
+  Args:
+    words: names for `find`, `nemo` or `paper`.
+
+  Raises:
+    InputError: a name is unknown, or there twice.
+  """
+  members = []
+  for word in words:
+    if word == 'paper':
+      members += [(name, _alone(find(name))) for name in PAPER]
+    else:
+      known = NEMO if word == 'nemo' else (word,)
+      members += [(name, find(name)) for name in known]
+  found = dict(members)
+  if len(found) < len(members):
+    raise InputError(
+      f'species {", ".join(name for name, _ in members)}: give each once'
+    )
+  return found

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import variation
+from nemo_jax import estimate, variation
 from nemo_jax.base import Array, Population, Problem, Species
 
 
@@ -34,7 +34,8 @@ def make(
   settings. The vector lives on the index of the choices, 0 to K - 1, which
   for consecutive bit-widths is the paper's range of bits. Beyond the paper, a
   parent may be a guest, a member of another species, read as the vector in
-  the middle of its choices.
+  the middle of its choices; and where the problem has an estimate, the first
+  generation is that of the estimate's front, mutated.
 
   Args:
     problem: what is searched.
@@ -91,7 +92,14 @@ def make(
 
   def fresh(key, state):
     del state
-    return jax.random.uniform(key, shape, maxval=top)
+    if not estimate.is_known(problem):
+      return jax.random.uniform(key, shape, maxval=top)
+    key_front, key_move = jax.random.split(key)
+    known = estimate.front(key_front, problem, population_size) + middle
+    known = jnp.minimum(known, top).astype(jnp.float32)
+    return variation.polynomial_mutation(
+      key_move, known, 0.0, top, mutation_eta
+    )
 
   def ask(key, state):
     child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)

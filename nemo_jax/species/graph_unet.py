@@ -12,4 +12,5 @@ def make(
 ) -> Species:
   """One of NEMO's species of networks; see `neuroevolution.make`."""
   network = networks.GraphUNet(problem.allowed.shape[1], hidden)
-  return neuroevolution.make(problem, population_size, network, algorithm)
+  policy = neuroevolution.most_likely(problem, network)
+  return neuroevolution.make(policy, population_size, algorithm)

@@ -1,0 +1,312 @@
+"""The same configurations, quantized by others and by this project.
+
+  python -m benchmarks.peers --workload=mobilenet_v2 --data=TRAIN \
+    --validation=VALIDATION
+
+prints top-1 accuracies on the same validation images, with the same weights,
+ranges from the same calibration images, and the same operands quantized: the
+weight and the input of every convolution and dense layer, the first and the
+last included. No batch norm is folded, which changes no range of weights that
+have one for each channel.
+
+`torch` is PyTorch's fake quantization with a `HistogramObserver` for inputs and
+a `PerChannelMinMaxObserver` for weights. `qwix` is Qwix's static quantization
+by its `PtqProvider`, after a pass of its `QtProvider`: weights symmetric for
+each channel; inputs from the mean least to the mean greatest value of an image,
+at other widths than 4 and 8, for which it has no zero points, symmetric. It
+wants a convolution's weight and input to have the same width.
+"""
+
+import copy
+import functools
+import importlib
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import qwix
+import torch
+import tqdm
+from absl import flags
+from absl.testing import flagsaver
+
+from benchmarks import torch_quantization
+from experiments import options
+from experiments.launch import launch
+from nemo_jax import mixed_precision, weights, workloads
+from nemo_jax.base import Array, InputError
+from nemo_jax.quantization.operations import Operation
+from nemo_jax.workloads import _pretrained
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
+
+Widths = dict[str, tuple[int, int]]  # of weight and input, by layer
+Logits = Callable[[np.ndarray], Array]  # of uint8 images
+# What a peer makes of widths, or of None, which is float; None if it cannot.
+Peer = Callable[[Widths | None], Logits | None]
+
+CONFIGURATIONS = {
+  'float': 'float',
+  '8': 'W8A8',
+  '6': 'W6A6',
+  '4': 'W4A4',
+  'w4a8': 'W4A8; W8A8 in the first and last layer',
+  'mixed': 'W5A5; W8A8 in depthwise layers, the first and the last',
+}
+
+
+def widths_of(word: str, layers: Sequence[Operation]) -> Widths | None:
+  """The widths that a key of CONFIGURATIONS stands for."""
+  if word == 'float':
+    return None
+  if word.isdecimal():
+    return {layer.name: (int(word), int(word)) for layer in layers}
+  wide = {layers[0].name, layers[-1].name}
+  if word == 'mixed':
+    wide |= {layer.name for layer in layers if layer.kind == 'depthwise'}
+  rest = (5, 5) if word == 'mixed' else (4, 8)
+  return {x.name: (8, 8) if x.name in wide else rest for x in layers}
+
+
+def bits_of(
+  widths: Widths | None, layers: Sequence[Operation], quantizers
+) -> np.ndarray:
+  """int32[N]: widths by quantizer; layers that share an input agree on it."""
+  bits = mixed_precision.float_bits(quantizers)
+  if widths is not None:
+    for layer in layers:
+      source, weight = layer.operands
+      bits[weight], bits[source] = widths[layer.name]
+  return bits
+
+
+def recipe_of(workload: workloads.Workload) -> _pretrained.Recipe:
+  """Its Flax module, and where its weights are."""
+  return importlib.import_module(f'nemo_jax.workloads.{workload.name}').RECIPE
+
+
+def normalised(images: np.ndarray) -> np.ndarray:
+  """Float images as the networks expect them."""
+  mean, deviation = np.float32([_pretrained.MEAN, _pretrained.DEVIATION])
+  return (images.astype(np.float32) / 255 - mean) / deviation
+
+
+def batches(images: np.ndarray, name: str):
+  """Normalised calibration images, some at once, behind a progress bar."""
+  starts = range(0, len(images), FLAGS.batch)
+  for start in tqdm.tqdm(starts, f'{name}: calibration', disable=None):
+    yield normalised(images[start : start + FLAGS.batch])
+
+
+def torch_peer(workload: workloads.Workload) -> Peer:
+  """PyTorch's observers and fake quantization."""
+  path = FLAGS.weights
+  if not path:
+    path = weights.download(recipe_of(workload).url, FLAGS.cache)
+  tensors = {k: torch.from_numpy(x) for k, x in weights.read(path).items()}
+  plain = torch_quantization.NETWORKS[workload.name]().eval()
+  # Not strict: some files lack counters that do not matter.
+  plain.load_state_dict(tensors, strict=False)
+  plain = plain.to(memory_format=torch.channels_last)
+  model = torch_quantization.fake_quantized(copy.deepcopy(plain))
+  as_tensor = lambda images: torch.from_numpy(images).permute(0, 3, 1, 2)
+  parts = batches(workload.calibration.images, 'torch')
+  torch_quantization.calibrate(model, map(as_tensor, parts))
+  layers = torch_quantization.layers(model)
+
+  def configured(widths):
+    if widths is not None:
+      assert set(widths) == set(layers)
+      for name, pair in widths.items():
+        layers[name].set_bits(*pair)
+    chosen = plain if widths is None else model
+
+    @torch.inference_mode()
+    def logits(images):
+      return chosen(as_tensor(normalised(images))).numpy()
+
+    return logits
+
+  return configured
+
+
+def qwix_rule(width: int, method: str, layer: str = '.*'):
+  """Weight and input at one width, with ranges that are known beforehand."""
+  return qwix.QuantizationRule(
+    module_path=layer,
+    weight_qtype=f'int{width}',
+    act_qtype=f'int{width}',
+    act_static_scale=True,
+    act_calibration_method=method,
+  )
+
+
+def qwix_statistics(module, params, images: np.ndarray, method: str) -> dict:
+  """What Qwix sees of every layer's input, by a name of its for ranges."""
+  provider = qwix.QtProvider([qwix_rule(8, method)])
+  model = qwix.quantize_model(module, provider)
+
+  @jax.jit
+  def observe(params, seen, images):
+    def run(params):
+      variables = {'params': params, **seen}
+      return model.apply(variables, images, mutable=['quant_stats'])
+
+    # Within a derivative, as in training; a plain call of its functions with
+    # their own derivatives would leak what they see.
+    return jax.vjp(run, params, has_aux=True)[2]
+
+  shapes = jax.eval_shape(observe, params, {}, normalised(images[:1]))
+  seen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  for part in batches(images, f'qwix, {method}'):
+    seen = observe(params, seen, part)
+  return seen['quant_stats']
+
+
+def in_float(operation):
+  """The product of Qwix's arrays in float: XLA has no 4-bit ones on CPUs."""
+
+  def product(left, right, *arguments, **others):
+    left, right = qwix.dequantize(left), qwix.dequantize(right)
+    return operation(left, right, *arguments, **others)
+
+  return product
+
+
+def qwix_peer(workload: workloads.Workload) -> Peer:
+  """Qwix, on the Flax module."""
+  module = recipe_of(workload).model
+  params = jax.tree.map(jnp.asarray, workload.variables['params'])
+  images = workload.calibration.images
+  # It knows zero points of these types alone.
+  method = lambda width: 'minmax' if width in (4, 8) else 'absmax'
+  statistics = functools.cache(
+    functools.partial(qwix_statistics, module, params, images)
+  )
+
+  def configured(widths):
+    if widths is None:
+      run = jax.jit(lambda images: module.apply({'params': params}, images))
+      return lambda images: run(normalised(images))
+    if any(weight != source for weight, source in widths.values()):
+      return None
+    methods = {name: method(width) for name, (width, _) in widths.items()}
+    rules = [
+      qwix_rule(width, methods[name], re.escape(name))
+      for name, (width, _) in widths.items()
+    ]
+    provider = qwix.PtqProvider(
+      rules,
+      _conv_general_dilated_fn=in_float(jax.lax.conv_general_dilated),
+      _dot_general_fn=in_float(jax.lax.dot_general),
+    )
+    model = qwix.quantize_model(module, provider)
+    sample = normalised(images[:1])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
+    assert not provider.get_unused_rules()
+    seen = {name: statistics(methods[name])[name] for name in widths}
+    held = qwix.quantize_params(params, shapes['params'], seen)
+    run = jax.jit(lambda held, images: model.apply({'params': held}, images))
+    return lambda images: run(held, normalised(images))
+
+  return configured
+
+
+PEERS = {'torch': torch_peer, 'qwix': qwix_peer}
+flags.DEFINE_list('peers', list(PEERS), f'of {", ".join(PEERS)}')
+flags.DEFINE_list(
+  'configurations',
+  list(CONFIGURATIONS),
+  'rows of the table: '
+  + '; '.join(f'{word} is {what}' for word, what in CONFIGURATIONS.items()),
+)
+for flag, known in {'peers': PEERS, 'configurations': CONFIGURATIONS}.items():
+  flags.register_validator(
+    flag,
+    lambda words, known=known: set(words) <= set(known),
+    f'the choices are {", ".join(known)}',
+  )
+flags.DEFINE_integer('batch', 32, 'images that peers are shown at once', 1)
+
+
+def top1(logits: Logits | None, images, labels, name: str) -> float | None:
+  """Accuracy on images, as ours is counted; None where there are no logits."""
+  if logits is None:
+    return None
+  right, count = 0, len(images)
+  with tqdm.tqdm(total=count, desc=name, unit='image', disable=None) as bar:
+    for start in range(0, count, FLAGS.batch):
+      # The last batch is filled up, so that one program serves all.
+      rows = np.minimum(np.arange(start, start + FLAGS.batch), count - 1)
+      found = jnp.asarray(logits(images[rows]))
+      hits = mixed_precision.in_top_k(found, jnp.asarray(labels[rows]), 1)
+      hits = np.asarray(hits)[: count - start]
+      right += int(hits.sum())
+      bar.update(len(hits))
+  return right / count
+
+
+def own_top1(
+  workload: workloads.Workload, bits: np.ndarray, steps: Sequence[str]
+) -> list[float]:
+  """Accuracies of this project's quantization after steps of reconstruction."""
+  with flagsaver.flagsaver(reconstruct=list(steps)):
+    quantized = options.quantize_workload(workload)
+  scores = mixed_precision.accuracy(
+    quantized,
+    workload.variables,
+    *workload.test,
+    bits,
+    images_at_once=options.images_at_once(quantized),
+  )
+  return scores[:, 0].tolist()
+
+
+def table(columns: dict[str, list[float | None]]) -> str:
+  """Accuracies in per cent, a row for each configuration."""
+  lines = [f'| | {" | ".join(columns)} |', f'|{"---|" * (len(columns) + 1)}']
+  cell = lambda share: '-' if share is None else f'{100 * share:.2f}'
+  for i, word in enumerate(FLAGS.configurations):
+    cells = [cell(shares[i]) for shares in columns.values()]
+    lines.append(f'| {CONFIGURATIONS[word]} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def run() -> None:
+  """The benchmark."""
+  if FLAGS.workload not in torch_quantization.NETWORKS:
+    known = ', '.join(torch_quantization.NETWORKS)
+    raise InputError(f'--workload is {FLAGS.workload}; the choices are {known}')
+  if FLAGS.also_quantize:
+    raise InputError('the peers quantize no more: leave --also_quantize away')
+  structure = options.inspect_network()
+  layers = structure.operations
+  configurations = {w: widths_of(w, layers) for w in FLAGS.configurations}
+  workload = options.load_workload(search_images=0)
+  columns = {}
+  for name in FLAGS.peers:
+    peer = PEERS[name](workload)
+    columns[name] = [
+      top1(peer(widths), *workload.test, f'{name}, {word}')
+      for word, widths in configurations.items()
+    ]
+  bits = [
+    bits_of(widths, layers, structure.quantizers)
+    for widths in configurations.values()
+  ]
+  steps = FLAGS.reconstruct
+  columns['ours, ranges alone'] = own_top1(workload, np.stack(bits), [])
+  if steps:
+    columns['ours'] = own_top1(workload, np.stack(bits), steps)
+  print(
+    f'{workload.name}: top-1 accuracy in % on {len(workload.test.labels)} '
+    f'images; PyTorch {torch.__version__}, Qwix {qwix.__version__}'
+  )
+  print(table(columns))
+
+
+if __name__ == '__main__':
+  launch(run)

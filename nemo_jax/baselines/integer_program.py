@@ -1,0 +1,40 @@
+"""The optimum of the additive estimate within budgets at random.
+
+As NVIDIA ModelOpt's AutoQuantize and Sony's Model Compression Toolkit do for
+one budget: sensitivities are added up, and an integer program finds the best
+configuration by them that the budget allows.
+"""
+
+import jax
+import numpy as np
+
+from nemo_jax import estimate as estimate_lib
+from nemo_jax.baselines import mckp
+
+INFORMED = True
+
+
+def search(key, problem, evaluations, score, gap: float = 1e-3) -> None:
+  """One optimum for each evaluation.
+
+  Budgets come from random points of the estimate's own front, so that all can
+  be met and none is beyond use.
+
+  Args:
+    key: random key.
+    problem: what is searched; it has an estimate.
+    evaluations: how many it has.
+    score: see `nemo_jax.baselines`.
+    gap: relative to the optimum, at which a program ends.
+  """
+  known = estimate_lib.of(problem)
+  found = mckp.groups(known, problem.allowed)
+  sizes = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  targets = np.asarray(estimate_lib.front(key, problem, evaluations))
+  rows = []
+  for target in targets:
+    budget = np.asarray(estimate_lib.totals(known, target))[1:]
+    # Somewhere between the points that prices reach.
+    budget = budget * sizes.uniform(1.0, 1.1, len(budget))
+    rows.append(mckp.optimum(found, len(target), budget, gap))
+  score(np.stack(rows))

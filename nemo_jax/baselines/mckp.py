@@ -1,0 +1,260 @@
+"""MPQCO: choices by an estimate alone, as a multiple-choice knapsack.
+
+arXiv 2110.06554, section 3.3: every quantizer takes one width, the sum of
+sensitivities is to be small within budgets. Bit-operations are products of two
+widths, so the choices are taken in groups: nodes that are in a pair with each
+other, directly or through a third, choose together.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+
+from nemo_jax import estimate as estimate_lib
+from nemo_jax import pareto
+from nemo_jax.base import Estimate, InputError
+
+INFORMED = True
+
+# A group of more joint choices is not enumerated.
+MOST_CHOICES = 100_000
+# The unit of a cost, in shares of the dearest choice: the solver lets a budget
+# be exceeded by a millionth of it.
+_TOLERANCE = 1e-4
+
+
+class Group(NamedTuple):
+  """Nodes that choose together, and what each of J joint choices costs."""
+
+  nodes: np.ndarray  # [n]
+  choices: np.ndarray  # [J, n]
+  loss: np.ndarray  # [J], the sum of what their choices lose
+  costs: np.ndarray  # [J, C]
+
+
+def _members(count: int, pairs: np.ndarray) -> list[np.ndarray]:
+  """The connected components of the nodes, by pairs."""
+  ones = np.ones(len(pairs))
+  links = scipy.sparse.coo_matrix((ones, pairs.T), shape=(count, count))
+  _, labels = scipy.sparse.csgraph.connected_components(links, directed=False)
+  return [np.flatnonzero(labels == i) for i in range(labels.max() + 1)]
+
+
+def _undominated(group: Group) -> Group:
+  """Without the choices that another beats or equals in everything."""
+  values = np.concatenate([group.loss[:, None], group.costs], axis=1)
+  keep, kept = [], np.empty((0, values.shape[1]))
+  for row in np.lexsort(values.T[::-1]):
+    if not np.any(np.all(kept <= values[row], axis=1)):
+      keep.append(row)
+      kept = np.concatenate([kept, values[row : row + 1]])
+  keep = np.sort(keep)
+  return Group(group.nodes, *(column[keep] for column in group[1:]))
+
+
+def _joint(nodes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+  """int[J, n]: all that the nodes of a group may choose together."""
+  options = [np.flatnonzero(allowed[n]) for n in nodes]
+  if math.prod(map(len, options)) > MOST_CHOICES:
+    raise InputError(
+      f'{len(nodes)} nodes are in pairs with each other, which is too many '
+      'joint choices; give fewer choices'
+    )
+  return np.asarray(list(itertools.product(*options)))
+
+
+def groups(
+  estimate: Estimate, allowed: np.ndarray | None = None
+) -> list[Group]:
+  """The groups of a problem, each with its choices that none dominates.
+
+  Args:
+    estimate: of the problem.
+    allowed: bool[N, K], what the target can run; everything if absent.
+
+  Raises:
+    InputError: a node is allowed nothing, or too many nodes hang together.
+  """
+  loss, costs, pair_costs = (
+    np.asarray(x, np.float64)
+    for x in (estimate.loss, estimate.costs, estimate.pair_costs)
+  )
+  allowed = np.asarray(
+    np.ones(loss.shape) if allowed is None else allowed, bool
+  )
+  barred = np.flatnonzero(~np.any(allowed, axis=1))
+  if len(barred):
+    raise InputError(f'allowed leaves node {barred[0]} no choice')
+  found, pairs = [], np.asarray(estimate.pairs)
+  for nodes in _members(len(loss), pairs):
+    choices = _joint(nodes, allowed)
+    total = costs[nodes, choices].sum(axis=1)
+    own = np.isin(pairs[:, 0], nodes)
+    ends = np.searchsorted(nodes, pairs[own])
+    for (one, two), joint in zip(ends, pair_costs[own], strict=True):
+      total += joint[choices[:, one], choices[:, two]]
+    group = Group(nodes, choices, loss[nodes, choices].sum(axis=1), total)
+    found.append(_undominated(group))
+  return found
+
+
+def _gain(cost: np.ndarray, loss: np.ndarray, a: int, b: int) -> float:
+  """How much less is lost for each unit of cost, from row a to row b."""
+  return (loss[a] - loss[b]) / (cost[b] - cost[a])
+
+
+def _hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
+  """Rows of the lower convex hull, from the cheapest to the least loss."""
+  hull = []
+  for row in np.lexsort((loss, cost)):
+    if hull and loss[row] >= loss[hull[-1]]:
+      continue
+    # A step gains more for its cost than the next.
+    while len(hull) > 1 and _gain(cost, loss, *hull[-2:]) <= _gain(
+      cost, loss, hull[-1], row
+    ):
+      hull.pop()
+    hull.append(row)
+  return hull
+
+
+def greedy(
+  found: Sequence[Group], count: int, weights: Sequence[float]
+) -> np.ndarray:
+  """int32[P, N]: a front, from the cheapest configuration to the dearest.
+
+  From the cheapest choice of every group, the step is taken that gains most
+  for its cost, until none gains; each state on the way is a configuration, and
+  the best there is for its cost and for all mixtures of choices.
+
+  Args:
+    found: from `groups`.
+    count: N.
+    weights: [C], of the costs in what a step costs.
+  """
+  steps, row = [], np.zeros(count, np.int32)
+  for index, group in enumerate(found):
+    cost = group.costs @ np.asarray(weights)
+    hull = _hull(cost, group.loss)
+    row[group.nodes] = group.choices[hull[0]]
+    for a, b in itertools.pairwise(hull):
+      steps.append((_gain(cost, group.loss, a, b), index, b))
+  rows = [row]
+  # Gains fall along a hull, so the steps of a group stay in their order.
+  for _, index, choice in sorted(steps, reverse=True):
+    row = row.copy()
+    row[found[index].nodes] = found[index].choices[choice]
+    rows.append(row)
+  return np.stack(rows)
+
+
+def front(found: Sequence[Group], count: int, shares: int = 11) -> np.ndarray:
+  """int32[P, N]: `greedy` for many weights, each configuration once.
+
+  Args:
+    found: from `groups`.
+    count: N.
+    shares: how many weights a cost is given, from 0 to all; costs are in units
+      of what they differ by.
+  """
+  span = sum(np.ptp(group.costs, axis=0) for group in found)
+  directions = pareto.reference_directions(len(span), shares - 1)
+  weights = directions / np.where(span > 0, span, 1)
+  rows = [greedy(found, count, row) for row in weights]
+  return np.unique(np.concatenate(rows), axis=0)
+
+
+def totals(found: Sequence[Group], choices: np.ndarray) -> np.ndarray:
+  """float64[P, 1 + C]: loss and costs of configurations [P, N].
+
+  Raises:
+    InputError: a configuration takes what another choice dominates.
+  """
+  out = np.zeros((len(choices), 1 + found[0].costs.shape[1]))
+  for group in found:
+    same = choices[:, None, group.nodes] == group.choices[None]
+    same = np.all(same, axis=-1)
+    if not np.all(np.any(same, axis=1)):
+      raise InputError('a configuration is not among the choices of the groups')
+    row = np.argmax(same, axis=1)
+    out[:, 0] += group.loss[row]
+    out[:, 1:] += group.costs[row]
+  return out
+
+
+def _least(excess, constraints, gap: float) -> np.ndarray | None:
+  """bool[C]: what to choose for the least sum; None if nothing is left.
+
+  The solver ends once it is within 1e-6 of the optimum, in whatever units. So
+  it starts again in units of what it found, without the choices that lose more
+  than that by themselves, until the units fit.
+  """
+  unit, taken = np.max(excess) or 1.0, None
+  while True:
+    solved = scipy.optimize.milp(
+      excess / unit,
+      integrality=np.ones(len(excess)),
+      bounds=scipy.optimize.Bounds(0, excess <= unit),
+      constraints=constraints,
+      options={'mip_rel_gap': gap},
+    )
+    if solved.x is None:
+      return taken
+    taken = solved.x > 0.5
+    total = np.sum(excess[taken])
+    if total == 0 or total > unit / 10:
+      return taken
+    unit = total
+
+
+def optimum(
+  found: Sequence[Group],
+  count: int,
+  budgets: Sequence[float],
+  gap: float = 1e-6,
+) -> np.ndarray:
+  """int32[N]: the least loss within budgets, by integer programming (HiGHS).
+
+  Args:
+    found: from `groups`.
+    count: N.
+    budgets: [C], of the costs in the estimate; infinity for none.
+    gap: relative to the optimum, at which the search ends.
+
+  Raises:
+    InputError: the budgets cannot be met.
+  """
+  owner = np.repeat(np.arange(len(found)), [len(g.loss) for g in found])
+  ones = np.ones(len(owner)), (owner, np.arange(len(owner)))
+  one_each = scipy.sparse.coo_matrix(ones)
+  constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
+  costs = np.concatenate([group.costs for group in found])
+  for column, budget in zip(costs.T, budgets, strict=True):
+    unit = (np.max(column) or 1.0) * _TOLERANCE
+    if np.isfinite(budget):
+      row = column[None] / unit, -np.inf, budget / unit
+      constraints.append(scipy.optimize.LinearConstraint(*row))
+  # What a group loses at best is lost in any case.
+  excess = [group.loss - np.min(group.loss) for group in found]
+  taken = _least(np.concatenate(excess), constraints, gap)
+  if taken is None:
+    raise InputError(f'no configuration has costs of at most {list(budgets)}')
+  row = np.zeros(count, np.int32)
+  for index, group in enumerate(found):
+    (choice,) = np.flatnonzero(taken[owner == index])
+    row[group.nodes] = group.choices[choice]
+  return row
+
+
+def search(key, problem, evaluations, score) -> None:
+  """As a rival: of `front`, as many at random as there are evaluations for."""
+  found = groups(estimate_lib.of(problem), problem.allowed)
+  rows = front(found, len(problem.allowed))
+  order = jax.random.permutation(key, len(rows))[:evaluations]
+  score(rows[np.asarray(order)])

@@ -1,0 +1,352 @@
+"""What each bit costs: the rise of the loss by one quantizer at one width.
+
+Four estimates, each a table [N, K] whose entries are added up over the
+quantizers of a configuration. All but the measured one look at the float
+network and at what quantization changes in it, a step d for each quantizer and
+width: of a weight with the shift that the bank adds to its product, of an
+activation at every image.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tqdm
+
+from nemo_jax.base import Array, InputError, PyTree
+from nemo_jax.evaluate import in_chunks
+from nemo_jax.quantization import calibrate, fake_quant, transform
+from nemo_jax.quantization.analysis import Site
+
+
+class _Values(NamedTuple):
+  """Something for every operand that is quantized, and every shift."""
+
+  operands: dict[Site, Array]  # as the operand
+  shifts: dict[Site, Array]  # as a row of the bank's
+
+
+def _steps(quantized, variables, bank, operands, bits) -> _Values:
+  """What `bits` everywhere would change."""
+  encoded = quantized.encode(variables, bits, bank)
+  found = {}
+  for site, value in operands.items():
+    grid = encoded.grids[site.quantizer]
+    factor = bank.equalizers.get(site, 1)
+    codes = encoded.codes.get(site)
+    if codes is None:
+      codes = fake_quant.encode(value * factor, grid)
+    found[site] = codes * grid.scale / factor - value
+  return _Values(found, encoded.shifts)
+
+
+def _inner(quantized, left: _Values, right: _Values) -> Array:
+  """float32[N]: inner products by quantizer."""
+  out = jnp.zeros(len(quantized.quantizers))
+  for a, b in zip(left, right, strict=True):
+    for site in a:
+      product = jnp.sum(a[site].astype(jnp.float32) * b[site])
+      out = out.at[site.quantizer].add(product)
+  return out
+
+
+def _around(quantized, variables, bank, images):
+  """The logits as a function of steps, no steps, and the operands."""
+
+  def forward(steps):
+    seen = {}
+
+    def visit(site, value):
+      seen[site] = value
+      step = steps.operands.get(site)
+      value = value if step is None else value + step
+      return value, steps.shifts.get(site)
+
+    logits = quantized.intercept(variables, images, visit)
+    return logits.astype(jnp.float32), seen
+
+  _, shapes = jax.eval_shape(forward, _Values({}, {}))
+  zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+  none = _Values(
+    jax.tree.map(zeros, shapes),
+    {s: zeros(x[0]) for s, x in bank.shifts.items()},
+  )
+  return forward, none
+
+
+def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
+  """[N, K]: of(steps), which is [N], at every width."""
+  count = len(quantized.quantizers)
+
+  def one(width):
+    bits = jnp.full(count, width)
+    return of(_steps(quantized, variables, bank, operands, bits))
+
+  return jax.lax.map(one, jnp.asarray(widths)).T
+
+
+def _check(images) -> None:
+  if not len(images):
+    raise InputError('sensitivities need at least one image')
+
+
+def _total(of, quantized, variables, images, labels, key, chunk, title):
+  """The sum of of(variables, bank, images, labels, key) over chunks."""
+  _check(images)
+  of, total = jax.jit(of), None
+  starts = range(0, len(images), chunk)
+  for i, start in enumerate(
+    tqdm.tqdm(starts, desc=title, unit='chunk', disable=None)
+  ):
+    rows = slice(start, start + chunk)
+    found = of(
+      variables,
+      quantized.bank,
+      jnp.asarray(images[rows]),
+      jnp.asarray(labels[rows]),
+      jax.random.fold_in(key, i),
+    )
+    total = found if total is None else total + found
+  return total
+
+
+def second_order(
+  quantized: transform.Quantized,
+  variables: PyTree,
+  images: Array,
+  labels: Array,
+  *,
+  key: Array,
+  widths: Sequence[int],
+  chunk: int = 8,
+  draws: int = 4,
+) -> Array:
+  """float32[N, K]: d' H d / 2 with the Gauss-Newton form of the Hessian.
+
+  MPQCO (arXiv 2110.06554, equation 7). H is the mean over images of J' A J,
+  with J the derivative of the logits and A = diag(p) - p p', the Hessian of the
+  cross entropy, which is E[v v'] for v = sqrt(p) s - p (sqrt(p)' s) with random
+  signs s. Signs of different images are independent, so the square of the sum
+  of v' J d over a chunk is, in the mean, the sum of the squares: one gradient a
+  draw serves all quantizers and widths.
+
+  Args:
+    quantized: from `quantize` or `reconstruct`; its bank gives the steps.
+    variables: of the network.
+    images: [B, ...].
+    labels: [B] int; not used here.
+    key: of the signs.
+    widths: K bit-widths.
+    chunk: images at once.
+    draws: of signs for each chunk.
+  """
+
+  def of(variables, bank, part, labels, key):
+    del labels
+    forward, none = _around(quantized, variables, bank, part)
+    logits, pull, operands = jax.vjp(forward, none, has_aux=True)
+    root = jnp.exp(jax.nn.log_softmax(logits) / 2)
+
+    def draw(key):
+      signs = jax.random.rademacher(key, logits.shape, jnp.float32)
+      inner = jnp.sum(root * signs, axis=-1, keepdims=True)
+      (slope,) = pull(root * signs - root**2 * inner)
+      return slope
+
+    slopes = jax.vmap(draw)(jax.random.split(key, draws))
+
+    def square(steps):
+      inner = jax.vmap(lambda slope: _inner(quantized, slope, steps))(slopes)
+      return jnp.mean(inner**2, axis=0)
+
+    return _at_widths(quantized, variables, bank, operands, widths, square)
+
+  total = _total(
+    of, quantized, variables, images, labels, key, chunk, 'second order'
+  )
+  return total / (2 * len(images))
+
+
+def first_order(
+  quantized: transform.Quantized,
+  variables: PyTree,
+  images: Array,
+  labels: Array,
+  *,
+  key: Array,
+  widths: Sequence[int],
+  chunk: int = 8,
+) -> Array:
+  """float32[N, K]: |g' d|, with g the gradient of the mean cross entropy.
+
+  Arguments as for `second_order`; `key` is not used.
+  """
+
+  def of(variables, bank, part, labels, key):
+    del key
+    forward, none = _around(quantized, variables, bank, part)
+    logits, pull, operands = jax.vjp(forward, none, has_aux=True)
+    target = jax.nn.one_hot(labels, logits.shape[-1])
+    (slope,) = pull(jax.nn.softmax(logits) - target)
+    inner = functools.partial(_inner, quantized, slope)
+    return _at_widths(quantized, variables, bank, operands, widths, inner)
+
+  total = _total(
+    of, quantized, variables, images, labels, key, chunk, 'first order'
+  )
+  return jnp.abs(total) / len(images)
+
+
+def _signs(key, values: _Values, index: Array) -> _Values:
+  """Random signs in the place of one quantizer's values, zeros elsewhere.
+
+  Where a tensor is used twice in one shape, its signs are the same, for what is
+  made of it there belongs to the same values.
+  """
+  operands = {
+    site: jax.random.rademacher(key, value.shape, value.dtype)
+    * (site.quantizer == index).astype(value.dtype)
+    for site, value in values.operands.items()
+  }
+  return _Values(operands, jax.tree.map(jnp.zeros_like, values.shifts))
+
+
+def _traces(quantized, curve, none: _Values, key, draws: int) -> Array:
+  """float32[N]: the mean over draws of z' H z, for curve(z) = H z."""
+  count = len(quantized.quantizers)
+
+  def one(inputs):
+    index, key = inputs
+    signs = _signs(key, none, index)
+    return _inner(quantized, signs, curve(signs))[index]
+
+  keys = jax.random.split(key, draws * count)
+  indices = jnp.tile(jnp.arange(count), draws)
+  found = jax.lax.map(one, (indices, keys))
+  return jnp.mean(found.reshape(draws, count), axis=0)
+
+
+def hessian_trace(
+  quantized: transform.Quantized,
+  variables: PyTree,
+  images: Array,
+  labels: Array,
+  *,
+  key: Array,
+  widths: Sequence[int],
+  chunk: int = 8,
+  draws: int = 1,
+) -> Array:
+  """float32[N, K]: the mean of H's diagonal times |d|^2 / 2.
+
+  HAWQ-V2 (arXiv 1911.03852), with the trace by Hutchinson's estimate: E[z' H z]
+  for random signs z. One quantizer at a time, N products with H a draw: signs
+  of all at once are right in the mean, but what the others add to z' H z is
+  noise in which a small trace is lost. Shifts are left out. Arguments as for
+  `second_order`.
+  """
+
+  def of(variables, bank, part, labels, key):
+    forward, none = _around(quantized, variables, bank, part)
+
+    def loss(steps):
+      logits, operands = forward(steps)
+      log_p = jax.nn.log_softmax(logits)
+      picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)
+      return -jnp.sum(picked), operands
+
+    slope = jax.grad(loss, has_aux=True)
+    _, curve, operands = jax.linearize(slope, none, has_aux=True)
+
+    def length(steps):
+      steps = steps._replace(shifts={})
+      return _inner(quantized, steps, steps)
+
+    trace = _traces(quantized, curve, none, key, draws)
+    lengths = _at_widths(quantized, variables, bank, operands, widths, length)
+    sizes = jnp.zeros_like(trace)
+    for site, value in operands.items():
+      sizes = sizes.at[site.quantizer].add(value.size)
+    return jnp.stack([trace, sizes, *lengths.T], axis=1)
+
+  total = _total(
+    of, quantized, variables, images, labels, key, chunk, 'Hessian trace'
+  )
+  trace, sizes, lengths = total[:, :1], total[:, 1:2], total[:, 2:]
+  return trace / len(images) * (lengths / sizes) / 2
+
+
+def measured(
+  quantized: transform.Quantized,
+  variables: PyTree,
+  images: Array,
+  labels: Array,
+  *,
+  key: Array,
+  widths: Sequence[int],
+  chunk: int = 64,
+) -> Array:
+  """float32[N, K]: the divergence from the float network, nothing estimated.
+
+  Kullback-Leibler, the mean over images, with one quantizer at one width and
+  all others in float: N K evaluations. Arguments as for `second_order`; `key`
+  and `labels` are not used.
+  """
+  del key, labels
+  _check(images)
+  count = len(quantized.quantizers)
+
+  @jax.jit
+  def score(variables, bank, images, target, bits):
+    encoded = quantized.encode(variables, bits, bank)
+    run = lambda part: quantized.run(variables, part, encoded)
+    logits = in_chunks(run, images, chunk).astype(jnp.float32)
+    gap = jax.nn.log_softmax(target) - jax.nn.log_softmax(logits)
+    return jnp.mean(jnp.sum(jax.nn.softmax(target) * gap, axis=-1))
+
+  run = jax.jit(
+    lambda variables, images: in_chunks(
+      lambda part: quantized.intercept(variables, part), images, chunk
+    )
+  )
+  images = jnp.asarray(images)
+  target = run(variables, images).astype(jnp.float32)
+  everywhere = jnp.full(count, calibrate.WIDTHS[-1] + 1)
+  cells = [(i, k) for i in range(count) for k in range(len(widths))]
+  table = jnp.zeros((count, len(widths)))
+  for i, k in tqdm.tqdm(cells, desc='measured', unit='eval', disable=None):
+    bits = everywhere.at[i].set(widths[k])
+    value = score(variables, quantized.bank, images, target, bits)
+    table = table.at[i, k].set(value)
+  return table
+
+
+METHODS: dict[str, Callable[..., Array]] = {
+  'second_order': second_order,
+  'first_order': first_order,
+  'hessian_trace': hessian_trace,
+  'measured': measured,
+}
+
+
+def passes(method: str, quantizers: int, widths: int, draws: int = 4) -> int:
+  """Forward passes over the images that a method costs, by their arithmetic.
+
+  A gradient counts as two more, the derivative of one along a direction as
+  twice what it is of.
+
+  Args:
+    method: one of METHODS, or `none`.
+    quantizers: N.
+    widths: K.
+    draws: as the method has it.
+  """
+  return {
+    'none': 0,
+    'first_order': 3,
+    'second_order': 1 + 2 * draws,
+    'hessian_trace': 3 + 6 * draws,
+    'measured': 1 + quantizers * widths,
+  }[method]

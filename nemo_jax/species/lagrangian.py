@@ -1,0 +1,129 @@
+"""Prices for the costs and factors on the sensitivities, evolved."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax import estimate as estimate_lib
+from nemo_jax import variation
+from nemo_jax.base import Array, Problem, Species
+
+
+class Genotype(NamedTuple):
+  """What decides a configuration, together with the problem's estimate."""
+
+  log_prices: Array  # [P, C] float32
+  log_factors: Array  # [P, N] float32, of the estimated loss at each node
+
+
+class State(NamedTuple):
+  """Parents, run parallel to the population, and the last offspring."""
+
+  parents: Genotype
+  offspring: Genotype
+  rank: Array  # [P] float32, +inf where the row is not this species'
+  own: Array  # [P] bool
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  fresh_rate: float = 0.25,
+  crossover_rate: float = 0.5,
+  price_std: float = 0.3,
+  factor_std: float = 0.7,
+  factor_rate: float = 0.1,
+) -> Species:
+  """A species that corrects the estimate by what is measured.
+
+  A genotype is one price for each cost and one factor on the estimated loss at
+  each node; its solution is the cheapest choice at every node, all pairs
+  included (see `estimate.cheapest`). The first generation has factors of one
+  and prices at random, which is the front of a knapsack on the sensitivities.
+
+  Args:
+    problem: what is searched; it has an estimate.
+    population_size: P.
+    fresh_rate: share of the offspring that get new prices, at random.
+    crossover_rate: share of the offspring that have two parents.
+    price_std: of the noise on the logarithm of inherited prices.
+    factor_std: of the noise on the logarithm of a factor.
+    factor_rate: share of the factors that it is added to.
+
+  Raises:
+    InputError: the problem has no estimate.
+  """
+  estimate = estimate_lib.of(problem)
+  span, rates = (
+    estimate_lib.spans(estimate),
+    estimate_lib.exchange_rates(estimate),
+  )
+  hops = estimate_lib.rounds(estimate)
+  nodes = problem.allowed.shape[0]
+  rows = (population_size, 1)
+
+  def fresh_prices(key):
+    prices = estimate_lib.draw_prices(key, rates, span, population_size)
+    return jnp.log(prices)
+
+  def fresh(key, state):
+    del state
+    factors = jnp.zeros((population_size, nodes), jnp.float32)
+    return Genotype(fresh_prices(key), factors)
+
+  def init(key):
+    start = fresh(key, None)
+    return State(
+      parents=start,
+      offspring=start,
+      rank=jnp.full(population_size, jnp.inf, jnp.float32),
+      own=jnp.zeros(population_size, bool),
+    )
+
+  def breed(key, state):
+    keys = jax.random.split(key, 8)
+    one, two = (
+      jax.tree.map(
+        lambda x, k=k: x[variation.tournament(k, state.rank, state.own)],
+        state.parents,
+      )
+      for k in keys[:2]
+    )
+    crossed = jax.random.bernoulli(keys[2], crossover_rate, rows)
+    crossed &= jax.random.bernoulli(keys[3], 0.5, one.log_factors.shape)
+    factors = jnp.where(crossed, two.log_factors, one.log_factors)
+    moved = jax.random.bernoulli(keys[4], factor_rate, factors.shape)
+    noise = factor_std * jax.random.normal(keys[5], factors.shape)
+    key_price, key_fresh = jax.random.split(keys[6])
+    prices = one.log_prices
+    prices += price_std * jax.random.normal(key_price, prices.shape)
+    renewed = jax.random.bernoulli(keys[7], fresh_rate, rows)
+    prices = jnp.where(renewed, fresh_prices(key_fresh), prices)
+    return Genotype(prices, factors + jnp.where(moved, noise, 0))
+
+  def ask(key, state):
+    child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)
+    solve = lambda genotype: estimate_lib.cheapest(
+      problem.estimate,
+      problem.allowed,
+      jnp.exp(genotype.log_prices),
+      jnp.exp(genotype.log_factors),
+      hops,
+    )
+    return jax.vmap(solve)(child), state._replace(offspring=child)
+
+  def tell(key, state, feedback):
+    del key
+    parents = jax.tree.map(
+      lambda old, new: jnp.concatenate([old, new])[feedback.source],
+      state.parents,
+      state.offspring,
+    )
+    return state._replace(
+      parents=parents,
+      rank=jnp.where(feedback.own, feedback.rank, jnp.inf),
+      own=feedback.own,
+    )
+
+  return Species(init, ask, tell)

@@ -1,0 +1,75 @@
+"""A GCN that corrects the sensitivities, given prices; its weights evolved."""
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax import estimate as estimate_lib
+from nemo_jax import networks, neuroevolution
+from nemo_jax.base import Problem, Species
+
+
+def correct(network: networks.GCN, problem: Problem) -> neuroevolution.Policy:
+  """What is cheapest once a network has corrected the estimated losses.
+
+  The network reads the graph with the logarithms of the prices at every node,
+  and gives each node the logarithm of a factor on its losses. One network so is
+  a whole front, and serves other problems with the same features and costs. It
+  begins with factors of one, which is the knapsack's front.
+
+  Args:
+    network: with one output a node.
+    problem: what is searched; it has an estimate.
+
+  Raises:
+    InputError: the problem has no estimate.
+  """
+  estimate = estimate_lib.of(problem)
+  span, rates = (
+    estimate_lib.spans(estimate),
+    estimate_lib.exchange_rates(estimate),
+  )
+  hops = estimate_lib.rounds(estimate)
+  graph = networks.undirected(jax.device_get(problem.graph))
+  # Prices as networks see them: in units of what is usual for this problem.
+  usual = jnp.mean(jnp.log(rates)) - jnp.log(span)
+
+  def read(prices):
+    seen = jnp.broadcast_to(prices / 5, (len(problem.allowed), len(span)))
+    return graph._replace(nodes=jnp.concatenate([graph.nodes, seen], axis=1))
+
+  def start(key):
+    key_prices, key_network = jax.random.split(key)
+    prices = estimate_lib.draw_prices(key_prices, rates, span, 1)[0]
+    prices = jnp.log(prices) - usual
+    weights = network.init(key_network, read(prices))
+    last = jax.tree.map(jnp.zeros_like, weights['params']['logits'])
+    weights = {'params': weights['params'] | {'logits': last}}
+    return {'prices': prices, 'network': weights}
+
+  def choose(weights):
+    prices = weights['prices']
+    log_factors = network.apply(weights['network'], read(prices))[:, 0]
+    return estimate_lib.cheapest(
+      problem.estimate,
+      problem.allowed,
+      jnp.exp(prices + usual),
+      jnp.exp(jnp.clip(log_factors, -10, 10)),
+      hops,
+    )
+
+  return neuroevolution.Policy(start, choose)
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  algorithm: str = 'SSNE',
+  hidden: int = 16,
+) -> Species:
+  """A species of networks and prices; see `correct`.
+
+  Raises:
+    InputError: the problem has no estimate.
+  """
+  policy = correct(networks.GCN(1, hidden), problem)
+  return neuroevolution.make(policy, population_size, algorithm)
