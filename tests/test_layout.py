@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
   ['base'],
   ['devices'],
+  ['evaluate'],
   [
     'estimate',
-    'evaluate',
     'memory',
     'networks',
     'pareto',

@@ -24,9 +24,8 @@ INFORMED = True
 
 # A group of more joint choices is not enumerated.
 MOST_CHOICES = 100_000
-# The unit of a cost, in shares of the dearest choice: the solver lets a budget
-# be exceeded by a millionth of it.
-_TOLERANCE = 1e-4
+# What sums in another order may differ by, as a share.
+_ROUNDING = 1e-12
 
 
 class Group(NamedTuple):
@@ -188,28 +187,47 @@ def totals(found: Sequence[Group], choices: np.ndarray) -> np.ndarray:
   return out
 
 
-def _least(excess, constraints, gap: float) -> np.ndarray | None:
-  """bool[C]: what to choose for the least sum; None if nothing is left.
+def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
+  """bool[J]: one choice a group for the least sum; None if nothing is left.
 
   The solver ends once it is within 1e-6 of the optimum, in whatever units. So
   it starts again in units of what it found, without the choices that lose more
-  than that by themselves, until the units fit.
+  than that by themselves, until the units fit. It takes budgets as loosely, and
+  starts again with less where one was exceeded.
+
+  Args:
+    excess: [J], what a choice loses more than the best of its group.
+    owner: [J], the group of a choice.
+    costs: [C, J].
+    budgets: [C].
+    gap: relative to the optimum.
   """
-  unit, taken = np.max(excess) or 1.0, None
+  one_each = np.equal.outer(np.unique(owner), owner)
+  one_each = scipy.optimize.LinearConstraint(
+    scipy.sparse.csr_array(one_each, dtype=float), 1, 1
+  )
+  unit, limits, best = np.max(excess) or 1.0, budgets, None
   while True:
     solved = scipy.optimize.milp(
       excess / unit,
       integrality=np.ones(len(excess)),
       bounds=scipy.optimize.Bounds(0, excess <= unit),
-      constraints=constraints,
+      constraints=[
+        one_each,
+        scipy.optimize.LinearConstraint(costs, -np.inf, limits),
+      ],
       options={'mip_rel_gap': gap},
     )
     if solved.x is None:
-      return taken
+      return best
     taken = solved.x > 0.5
-    total = np.sum(excess[taken])
+    over = costs @ taken - budgets
+    if np.any(over > _ROUNDING * budgets):
+      limits = limits - 2 * np.maximum(over, 0)
+      continue
+    best, total = taken, np.sum(excess[taken])
     if total == 0 or total > unit / 10:
-      return taken
+      return best
     unit = total
 
 
@@ -224,25 +242,21 @@ def optimum(
   Args:
     found: from `groups`.
     count: N.
-    budgets: [C], of the costs in the estimate; infinity for none.
+    budgets: [C], of the costs in the estimate; infinity for none. What comes
+      within a few millionths of one may be passed over.
     gap: relative to the optimum, at which the search ends.
 
   Raises:
     InputError: the budgets cannot be met.
   """
   owner = np.repeat(np.arange(len(found)), [len(g.loss) for g in found])
-  ones = np.ones(len(owner)), (owner, np.arange(len(owner)))
-  one_each = scipy.sparse.coo_matrix(ones)
-  constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
   costs = np.concatenate([group.costs for group in found])
-  for column, budget in zip(costs.T, budgets, strict=True):
-    unit = (np.max(column) or 1.0) * _TOLERANCE
-    if np.isfinite(budget):
-      row = column[None] / unit, -np.inf, budget / unit
-      constraints.append(scipy.optimize.LinearConstraint(*row))
+  unit = np.max(costs, axis=0)
+  unit = np.where(unit > 0, unit, 1)
   # What a group loses at best is lost in any case.
-  excess = [group.loss - np.min(group.loss) for group in found]
-  taken = _least(np.concatenate(excess), constraints, gap)
+  excess = np.concatenate([g.loss - np.min(g.loss) for g in found])
+  limits = np.asarray(budgets, np.float64) / unit
+  taken = _least(excess, owner, (costs / unit).T, limits, gap)
   if taken is None:
     raise InputError(f'no configuration has costs of at most {list(budgets)}')
   row = np.zeros(count, np.int32)

@@ -163,7 +163,8 @@ def load(sources: Sources) -> Workload:
     InputError: weights or images are given, or the kept weights are damaged.
   """
   for name, value in sources._asdict().items():
-    if name != 'cache' and value is not None:
+    # Nothing is asked for with 0: no scaling, or none for a search.
+    if name != 'cache' and value:
       raise InputError(
         f'digits has weights and images of its own; it takes no {name}'
       )

@@ -1,0 +1,139 @@
+"""MPQCO: the best bit-widths by sensitivities alone, within budgets.
+
+  python -m experiments.knapsack --workload=mobilenet_v2 --data=TRAIN \
+    --validation=VALIDATION --budgets=1.5MB,1.3MB,5G,1.5MB+5G
+
+solves a multiple-choice knapsack for every budget, greedily as the paper does
+and to the optimum by integer programming, and scores the greedy one on
+validation images. MB are millions of bytes of the whole model, scales and
+biases included; G are 10^9 bit-operations of one image, MACs x weight bits x
+activation bits. With --activation_bits weights alone are chosen.
+"""
+
+import re
+
+import numpy as np
+from absl import flags
+
+from experiments import options
+from experiments.launch import launch
+from nemo_jax import mixed_precision
+from nemo_jax.base import InputError
+from nemo_jax.baselines import mckp
+from nemo_jax.quantization import costs
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
+
+flags.DEFINE_list(
+  'budgets',
+  ['8', '6', '4'],
+  'such as 1.5MB, 5G or 1.5MB+5G; or a number of '
+  'bits, which stands for what these take everywhere',
+)
+flags.DEFINE_integer(
+  'activation_bits', None, 'of every activation; chosen if absent', 2, 8
+)
+
+WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+COSTS = ('size', 'bit_operations')
+
+
+def parse(word: str, table: costs.Costs) -> tuple[float, float]:
+  """Budgets of size and bit-operations, as ratios without the constant part.
+
+  Raises:
+    InputError: the word is no budget.
+  """
+  stored = costs.FLOAT_BITS * table.parameters
+  work = costs.FLOAT_BITS**2 * int(table.macs.sum())
+  if word.isdecimal() and int(word) in WIDTHS:
+    bits = np.full(len(table.elements), int(word))
+    size = costs.model_size(table, bits) - table.overhead_bits
+    return size / stored, costs.bit_operations(table, bits) / work
+  budgets = {'MB': np.inf, 'G': np.inf}
+  for part in word.split('+'):
+    match = re.fullmatch(r'(\d+(?:\.\d*)?)(MB|G)', part)
+    if not match:
+      raise InputError(
+        f'--budgets has {word!r}; they are such as 1.5MB, 5G, 1.5MB+5G, or '
+        f'numbers of bits from {WIDTHS[0]} to {WIDTHS[-1]}'
+      )
+    budgets[match[2]] = float(match[1])
+  size = budgets['MB'] * 8e6 - table.overhead_bits
+  return size / stored, budgets['G'] * 1e9 / work
+
+
+def allowed(quantizers) -> np.ndarray:
+  """bool[N, K]: what may be chosen, by the flags."""
+  everything = np.ones((len(quantizers), len(WIDTHS)), bool)
+  if FLAGS.activation_bits is None:
+    return everything
+  fixed = np.asarray(WIDTHS) == FLAGS.activation_bits
+  active = np.asarray([not q.is_weight for q in quantizers])
+  return np.where(active[:, None], fixed, everything)
+
+
+def best_within(found, rows, budget) -> np.ndarray:
+  """The row of a greedy front that loses least within the budget.
+
+  Raises:
+    InputError: none is within.
+  """
+  values = mckp.totals(found, rows)
+  within = (values[:, 1:] <= np.asarray(budget) * (1 + 1e-9)).all(axis=1)
+  if not within.any():
+    raise InputError(
+      f'nothing is as small as {list(budget)} of the float network'
+    )
+  return rows[np.argmin(np.where(within, values[:, 0], np.inf))]
+
+
+def run() -> None:
+  """The experiment."""
+  structure = options.inspect_network()
+  budgets = {w: parse(w, structure.costs) for w in FLAGS.budgets}
+  workload = options.load_workload(search_images=0)
+  quantized = options.quantize_workload(workload)
+  sensitivities = options.sensitivities(workload, quantized, WIDTHS)
+  if sensitivities is None:
+    raise InputError('--sensitivities=none leaves a knapsack nothing to weigh')
+  known = costs.estimate(quantized.costs, sensitivities, WIDTHS, COSTS)
+  found = mckp.groups(known, allowed(quantized.quantizers))
+  count = len(quantized.quantizers)
+  rows = mckp.front(found, count, shares=33)
+  greedy, gaps = [], []
+  for budget in budgets.values():
+    row = best_within(found, rows, budget)
+    best = mckp.optimum(found, count, budget)
+    (lost, *_), (least, *_) = mckp.totals(found, np.stack([row, best]))
+    greedy.append(row)
+    gaps.append(lost / least - 1)
+  bits = np.asarray(WIDTHS)[np.stack(greedy)]
+  float_row = mixed_precision.float_bits(quantized.quantizers)
+  accuracy = mixed_precision.accuracy(
+    quantized,
+    workload.variables,
+    *workload.test,
+    np.concatenate([[float_row], bits]),
+    images_at_once=options.images_at_once(quantized),
+  )
+  float_top1 = 100 * accuracy[0, 0]
+  print(f'\n{workload.name}: float {float_top1:.2f} %\n')
+  print(
+    '| budget | MB | G bit-operations | greedy over optimum | top-1 | drop |'
+  )
+  print('|---|---|---|---|---|---|')
+  for word, row, gap, (top1, _) in zip(
+    budgets, bits, gaps, accuracy[1:], strict=True
+  ):
+    size = costs.model_size(quantized.costs, row) / 8e6
+    work = costs.bit_operations(quantized.costs, row) / 1e9
+    print(
+      f'| {word} | {size:.3g} | {work:.3g} | {100 * gap:+.1f} % | '
+      f'{100 * top1:.2f} | {float_top1 - 100 * top1:.2f} |'
+    )
+
+
+if __name__ == '__main__':
+  launch(run)

@@ -1,0 +1,122 @@
+"""How well sums of sensitivities rank configurations, by method.
+
+  python -m experiments.sensitivity --workload=digits
+
+estimates what each bit-width loses at each quantizer by every method, from the
+calibration images, and correlates the sums with the true divergence of
+configurations on the search images: of some at random, and of some near the
+front of a knapsack on the estimates. It also tells what a method costs, in
+seconds and in evaluations of a search.
+"""
+
+import time
+
+import jax
+import numpy as np
+import scipy.stats
+import tqdm
+from absl import flags
+
+from experiments import options
+from experiments.launch import launch
+from nemo_jax import arena, estimate, mixed_precision
+from nemo_jax.quantization import sensitivity
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
+
+flags.DEFINE_multi_enum(
+  'methods',
+  list(sensitivity.METHODS),
+  list(sensitivity.METHODS),
+  'how sensitivities are estimated; once for each',
+)
+flags.DEFINE_integer('configurations', 200, 'of either kind', 3)
+flags.DEFINE_integer('seed', 0, 'of the configurations')
+
+WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+COSTS = ('size', 'bit_operations')
+
+
+def near_front(key, problem, tables, count: int) -> np.ndarray:
+  """int32[count, N]: of the fronts of all methods alike, a few nodes moved."""
+  draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  rows = []
+  for table in tables.values():
+    known = problem.estimate._replace(loss=np.asarray(table, np.float32))
+    share = -(-count // len(tables))
+    rows.append(estimate.front(key, problem.replace(estimate=known), share))
+  rows = np.concatenate([np.asarray(r) for r in rows])[:count]
+  moved = draw.random(rows.shape) < 2 / rows.shape[1]
+  steps = draw.choice([-1, 1], rows.shape)
+  return np.clip(rows + moved * steps, 0, len(WIDTHS) - 1)
+
+
+def correlations(table, rows, truth) -> tuple[float, float]:
+  """Spearman's and Kendall's correlation of sums with what was measured."""
+  sums = np.asarray(table)[np.arange(rows.shape[1]), rows].sum(axis=1)
+  return (
+    float(scipy.stats.spearmanr(sums, truth).statistic),
+    float(scipy.stats.kendalltau(sums, truth).statistic),
+  )
+
+
+def run() -> None:
+  """The experiment."""
+  workload = options.load_workload()
+  quantized = options.quantize_workload(workload)
+  images, labels = workload.calibration
+  tables, seconds = {}, {}
+  for method in FLAGS.methods:
+    start = time.monotonic()
+    table = sensitivity.METHODS[method](
+      quantized,
+      workload.variables,
+      images,
+      labels,
+      key=jax.random.key(0),
+      widths=WIDTHS,
+      chunk=min(8, options.images_at_once(quantized)),
+    )
+    tables[method] = np.asarray(table)
+    seconds[method] = time.monotonic() - start
+  problem = mixed_precision.make_problem(
+    quantized,
+    workload.variables,
+    *workload.search,
+    objectives=('divergence', *COSTS),
+    images_at_once=options.images_at_once(quantized),
+    sensitivities=next(iter(tables.values())),
+  )
+  draw = np.random.default_rng(FLAGS.seed)
+  count, (nodes, choices) = FLAGS.configurations, problem.allowed.shape
+  kinds = {
+    'random': draw.integers(0, choices, (count, nodes)),
+    'near_front': near_front(
+      jax.random.key(FLAGS.seed), problem, tables, count
+    ),
+  }
+  with tqdm.tqdm(total=2 * count, desc='measuring', disable=None) as bar:
+    truth = {
+      kind: arena.objectives(problem, rows, bar.update)[:, 0]
+      for kind, rows in kinds.items()
+    }
+  print(
+    f'\n{workload.name}: Spearman (Kendall) over {count} configurations, '
+    f'{len(labels)} calibration images, {len(problem.data.labels)} to measure\n'
+  )
+  print('| sensitivities | random | near the front | seconds | evaluations |')
+  print('|---|---|---|---|---|')
+  for method, table in tables.items():
+    cells = []
+    for kind, rows in kinds.items():
+      spearman, kendall = correlations(table, rows, truth[kind])
+      cells.append(f'{spearman:.3f} ({kendall:.3f})')
+    passes = sensitivity.passes(method, nodes, choices)
+    spent = passes * len(labels) / len(problem.data.labels)
+    cells += [f'{seconds[method]:.1f}', f'{spent:.0f}']
+    print(f'| {method} | {" | ".join(cells)} |')
+
+
+if __name__ == '__main__':
+  launch(run)
