@@ -226,7 +226,7 @@ flags.DEFINE_list(
 for flag, known in {'peers': PEERS, 'configurations': CONFIGURATIONS}.items():
   flags.register_validator(
     flag,
-    lambda words, known=known: set(words) <= set(known),
+    lambda words, known=known: words and set(words) <= set(known),
     f'the choices are {", ".join(known)}',
   )
 flags.DEFINE_integer('batch', 32, 'images that peers are shown at once', 1)

@@ -12,7 +12,6 @@ each species fills its size with its own best.
 a run that is stored and restored goes on as if it had never stopped.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -121,8 +120,6 @@ def allocate(
     places: P, the sum of the sizes.
     exploration: c; 0 makes sizes proportional to utility, infinity equal.
   """
-  if math.isinf(exploration):
-    return _apportion(jnp.ones(utility.shape), places)
   known = jnp.isfinite(utility)
   best = jnp.min(utility, where=known, initial=jnp.inf)
   worst = jnp.max(utility, where=known, initial=-jnp.inf)
@@ -131,7 +128,8 @@ def allocate(
   total = jnp.sum(evaluations).astype(jnp.float32)
   bonus = jnp.sqrt(jnp.log(jnp.maximum(total, 1)) / jnp.maximum(evaluations, 1))
   # Without this, a tie of all at v = 0 and c = 0 would divide by zero.
-  return _apportion(value + exploration * bonus + 1e-6, places)
+  score = value + exploration * bonus + 1e-6
+  return _apportion(jnp.where(jnp.isinf(exploration), 1, score), places)
 
 
 class _Offspring(NamedTuple):

@@ -334,6 +334,44 @@ def test_allocation_is_the_formula():
   assert np.all(np.abs(np.asarray(sizes) - exact) < 1)
 
 
+def test_allocation_without_an_end_of_curiosity_is_equal():
+  sizes = nemo.allocate(jnp.array([0.1, 0.9, 0.5]), jnp.arange(3), 30, np.inf)
+  np.testing.assert_array_equal(sizes, [10, 10, 10])
+
+
+@hypothesis.given(seed=st.integers(0, 2**31 - 1))
+def test_utilities_are_what_a_species_adds(seed):
+  """Against moocore, with and without the rows of each of four species."""
+  rng = np.random.default_rng(seed)
+  values = rng.random((24, 3)).astype(np.float32)
+  owner, member = rng.integers(0, 3, 24), rng.random(24) < 0.8
+  rank = np.where(member, moocore.pareto_rank(values), 99)
+  front = member & moocore.is_nondominated(
+    np.where(member[:, None], values, 2.0), keep_weakly=True
+  )
+  rank = np.where(front, 0, np.maximum(rank, 1))
+  find = lambda kind: nemo._utility(
+    kind, jnp.asarray(values), owner, 4, None, jnp.asarray(member), rank
+  )
+  volumes, counts = find('hypervolume'), find('front_count')
+  volume = lambda mask: moocore.hypervolume(values[mask], ref=[1, 1, 1])
+  for i in range(4):
+    own = owner == i
+    if not (own & member).any():
+      assert np.isinf(volumes[i])
+      assert np.isinf(counts[i])
+      continue
+    added = volume(member) - volume(member & ~own)
+    assert volumes[i] == pytest.approx(-added, abs=1e-5)
+    assert counts[i] == -(own & front).sum()
+
+
+def test_an_unknown_utility_lists_the_known(problem, team):
+  state = nemo.init(jax.random.key(0), problem, team, SIZE)
+  with pytest.raises(nemo.InputError, match="'luck'; the choices are r2, hy"):
+    nemo.step(jax.random.key(0), state, problem, team, utility='luck')
+
+
 def test_too_small_a_population_is_refused(problem, team):
   with pytest.raises(ValueError, match='population of 7 is too small for 5'):
     nemo.init(jax.random.key(0), problem, team, 7)

@@ -163,10 +163,12 @@ def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
     ('--bit_widths=0,4', 'from 2 to 16'),
     ('--species=', 'there are no species'),
     ('--species=direct,direct', 'give each once'),
+    ('--species=paper,gcn', 'give each once'),
     ('--evaluations=5', 'less than one generation of --population=60'),
     ('--cache=README.md/x', 'README.md is no folder to write to'),
     ('--also_quantize=mul', "'mul'; the choices are add, pool"),
-    ('--population=9', 'population of 9 is too small for 5 species'),
+    ('--population=7', 'population of 7 is too small for 4 species'),
+    ('--sensitivities=none', 'give make_problem sensitivities'),
   ],
 )
 def test_bad_input_is_one_line_and_starts_no_run(search, tmp_path, flag, words):
@@ -231,6 +233,9 @@ def test_the_default_run_beats_every_uniform_configuration(search, tmp_path):
     ('--bit_widths=2,4,8,16', '--calibration=percentile'),
     ('--species=gcn:SNES,gcn:SimpleGA,floor', '--batch_size=4'),
     ('--species=boltzmann', '--evaluations=24', '--seed=3'),
+    ('--species=paper',),
+    ('--species=direct,gcn', '--sensitivities=none'),
+    ('--sensitivities=first_order', '--reconstruct='),
   ],
   ids=lambda flags: ' '.join(flags),
 )
@@ -240,30 +245,3 @@ def test_options_run_to_the_end(search, tmp_path, flags):
   front = json.loads((tmp_path / 'front.json').read_text())
   assert front['evaluations'] == 24
   assert front['points']
-
-
-@pytest.mark.slow
-def test_compare_resumes_and_prints_its_table(cache, tmp_path):
-  def compare(seeds):
-    return subprocess.run(
-      command(
-        tmp_path,
-        cache,
-        f'--seeds={seeds}',
-        '--methods=direct+floor,direct',
-        '--population=8',
-        '--generations=2',
-        module='experiments.compare',
-      ),
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout
-
-  assert '| direct |' in compare('0')
-  first = json.loads((tmp_path / 'compare.json').read_text())
-  assert 'of 2 |' in compare('0,1')
-  second = json.loads((tmp_path / 'compare.json').read_text())
-  assert second['direct']['0'] == first['direct']['0']
-  assert set(second['direct']) == {'0', '1'}

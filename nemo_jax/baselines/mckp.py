@@ -222,7 +222,7 @@ def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
       return best
     taken = solved.x > 0.5
     over = costs @ taken - budgets
-    if np.any(over > _ROUNDING * budgets):
+    if np.any(over > _ROUNDING * (1 + np.abs(budgets))):
       limits = limits - 2 * np.maximum(over, 0)
       continue
     best, total = taken, np.sum(excess[taken])
@@ -251,7 +251,7 @@ def optimum(
   """
   owner = np.repeat(np.arange(len(found)), [len(g.loss) for g in found])
   costs = np.concatenate([group.costs for group in found])
-  unit = np.max(costs, axis=0)
+  unit = np.max(np.abs(costs), axis=0)
   unit = np.where(unit > 0, unit, 1)
   # What a group loses at best is lost in any case.
   excess = np.concatenate([g.loss - np.min(g.loss) for g in found])

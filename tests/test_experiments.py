@@ -1,0 +1,111 @@
+"""The experiments beside the search, as a user runs them, on the digits."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What takes time is reconstruction, which has tests of its own.
+QUICK = ('--reconstruct=', '--calibration=min_max')
+
+
+@pytest.fixture(scope='module')
+def run(cache, digits):
+  """Runs an experiment with flags: its output, and its errors if it failed."""
+  del digits  # only makes sure that the weights are there
+
+  def run(name, *flags):
+    command = [sys.executable, '-m', f'experiments.{name}', f'--cache={cache}']
+    done = subprocess.run(
+      [*command, *QUICK, *flags],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    return done.stdout, done.stderr if done.returncode else ''
+
+  return run
+
+
+def rows_of(table: str) -> list[list[str]]:
+  """The cells of the lines of a Markdown table, without its head."""
+  lines = re.findall(r'^\| (?!---)(.*) \|$', table, re.M)
+  return [line.split(' | ') for line in lines][1:]
+
+
+def test_knapsacks_keep_to_their_budgets(run):
+  output, error = run('knapsack', '--budgets=6,0.009MB,0.01G')
+  assert not error
+  six, small, quick = rows_of(output)
+  assert float(small[1]) <= 0.009 < float(six[1])
+  assert float(quick[2]) <= 0.01 < float(six[2])
+  for row in (six, small, quick):
+    assert float(row[3].removesuffix(' %')) >= -0.01
+    assert 0 <= float(row[4]) <= 100
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag', 'words'),
+  [
+    ('knapsack', '--budgets=5TB', "'5TB'; they are such as 1.5MB"),
+    ('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
+    ('compare', '--methods=ants', "unknown species 'ants'"),
+    ('compare', '--methods=direct@fast', "ablation 'fast'; the choices are pr"),
+    ('compare', '--budget=5', 'less than what second_order sensitivities'),
+  ],
+)
+def test_bad_input_is_one_line(run, tmp_path, name, flag, words):
+  where = [f'--workdir={tmp_path}'] if name == 'compare' else []
+  _, error = run(name, *where, flag)
+  assert words in error
+  assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_evaluate_scores_the_digits(run):
+  output, error = run('evaluate', '--bits=float,8,w2a8')
+  assert not error
+  lines = [json.loads(line) for line in output.splitlines()]
+  assert [line['configuration'] for line in lines] == ['float', '8', 'w2a8']
+  assert lines[0]['top1'] > 0.95
+
+
+@pytest.mark.slow
+def test_sensitivities_are_told_apart(run):
+  output, error = run('sensitivity', '--configurations=60')
+  assert not error
+  found = {row[0]: row[1:] for row in rows_of(output)}
+  assert set(found) == {
+    'second_order',
+    'first_order',
+    'hessian_trace',
+    'measured',
+  }
+  assert float(found['second_order'][1].split()[0]) > 0.9
+
+
+@pytest.mark.slow
+def test_compare_resumes_and_prints_its_tables(run, tmp_path):
+  flags = (f'--workdir={tmp_path}', '--budget=60', '--population=8')
+
+  def compare(*more):
+    output, error = run('compare', *flags, *more)
+    assert not error
+    return output
+
+  first = compare('--methods=lagrangian,uniform', '--seeds=0')
+  assert '| lagrangian |' in first
+  before = json.loads((tmp_path / 'compare.json').read_text())
+  methods = '--methods=lagrangian,uniform,mckp,direct+gcn@equal'
+  second = compare(methods, '--seeds=0,1')
+  assert 'of 2)' in second
+  after = json.loads((tmp_path / 'compare.json').read_text())
+  assert after['lagrangian']['0'] == before['lagrangian']['0']
+  assert set(after['mckp']) == {'0', '1'}
+  for name in ('summary.json', 'curves.png', 'attainment.png'):
+    assert (tmp_path / name).stat().st_size > 0
