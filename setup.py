@@ -33,6 +33,7 @@ setuptools.setup(
     'psutil>=6',
     'safetensors>=0.5',
     'scikit-learn>=1.5',
+    'scipy>=1.14',
     'tensorflow-datasets>=4.9.8',
     'tqdm>=4.66',
   ],
@@ -44,16 +45,14 @@ setuptools.setup(
     # To prepare TFDS data, and to read what was prepared as TFRecord. TFDS
     # wants importlib_resources as well, and does not say so.
     'tensorflow': ['importlib_resources', 'tensorflow>=2.18'],
-    # The experiments that compare methods report confidence intervals.
-    'compare': ['scipy>=1.14'],
     'test': [
       'hypothesis>=6.100',
       'moocore>=0.2',
       'pymoo>=0.6.1',
       'pytest>=8',
       'pytest-xdist>=3.6',
+      'qwix>=0.1.8',
       'ruff>=0.12',
-      'scipy>=1.14',
     ],
   },
 )

@@ -206,7 +206,8 @@ def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
   one_each = scipy.optimize.LinearConstraint(
     scipy.sparse.csr_array(one_each, dtype=float), 1, 1
   )
-  unit, limits, best = np.max(excess) or 1.0, budgets, None
+  unit, best = np.max(excess) or 1.0, None
+  margin = np.zeros(len(budgets))
   while True:
     solved = scipy.optimize.milp(
       excess / unit,
@@ -214,7 +215,7 @@ def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
       bounds=scipy.optimize.Bounds(0, excess <= unit),
       constraints=[
         one_each,
-        scipy.optimize.LinearConstraint(costs, -np.inf, limits),
+        scipy.optimize.LinearConstraint(costs, -np.inf, budgets - margin),
       ],
       options={'mip_rel_gap': gap},
     )
@@ -223,7 +224,7 @@ def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
     taken = solved.x > 0.5
     over = costs @ taken - budgets
     if np.any(over > _ROUNDING * (1 + np.abs(budgets))):
-      limits = limits - 2 * np.maximum(over, 0)
+      margin = np.where(over > 0, np.maximum(2 * over, 4 * margin), margin)
       continue
     best, total = taken, np.sum(excess[taken])
     if total == 0 or total > unit / 10:

@@ -331,22 +331,21 @@ METHODS: dict[str, Callable[..., Array]] = {
 }
 
 
-def passes(method: str, quantizers: int, widths: int, draws: int = 4) -> int:
+def passes(method: str, quantizers: int, widths: int) -> int:
   """Forward passes over the images that a method costs, by their arithmetic.
 
-  A gradient counts as two more, the derivative of one along a direction as
-  twice what it is of.
+  At the methods' default draws. A gradient counts as two more passes, a product
+  with the Hessian as four.
 
   Args:
     method: one of METHODS, or `none`.
     quantizers: N.
     widths: K.
-    draws: as the method has it.
   """
   return {
     'none': 0,
     'first_order': 3,
-    'second_order': 1 + 2 * draws,
-    'hessian_trace': 3 + 6 * draws,
+    'second_order': 9,
+    'hessian_trace': 3 + 4 * quantizers,
     'measured': 1 + quantizers * widths,
   }[method]

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 
 from nemo_jax import estimate as estimate_lib
 from nemo_jax import networks, neuroevolution
-from nemo_jax.base import Problem, Species
+from nemo_jax.base import Problem, PyTree, Species
 
 
-def correct(network: networks.GCN, problem: Problem) -> neuroevolution.Policy:
+def correct(
+  network: networks.GCN, problem: Problem, learned: PyTree | None = None
+) -> neuroevolution.Policy:
   """What is cheapest once a network has corrected the estimated losses.
 
   The network reads the graph with the logarithms of the prices at every node,
@@ -19,6 +21,9 @@ def correct(network: networks.GCN, problem: Problem) -> neuroevolution.Policy:
   Args:
     network: with one output a node.
     problem: what is searched; it has an estimate.
+    learned: weights of networks, [L, ...] each, from a search on a problem with
+      the same features and costs; one of them, at random, is where a network
+      begins.
 
   Raises:
     InputError: the problem has no estimate.
@@ -41,6 +46,11 @@ def correct(network: networks.GCN, problem: Problem) -> neuroevolution.Policy:
     key_prices, key_network = jax.random.split(key)
     prices = estimate_lib.draw_prices(key_prices, rates, span, 1)[0]
     prices = jnp.log(prices) - usual
+    if learned is not None:
+      count = len(jax.tree.leaves(learned)[0])
+      row = jax.random.randint(key_network, (), 0, count)
+      weights = jax.tree.map(lambda x: x[row], learned)
+      return {'prices': prices, 'network': weights}
     weights = network.init(key_network, read(prices))
     last = jax.tree.map(jnp.zeros_like, weights['params']['logits'])
     weights = {'params': weights['params'] | {'logits': last}}
@@ -65,11 +75,12 @@ def make(
   population_size: int,
   algorithm: str = 'SSNE',
   hidden: int = 16,
+  learned: PyTree | None = None,
 ) -> Species:
-  """A species of networks and prices; see `correct`.
+  """A species of networks and prices; see `correct`, also for `learned`.
 
   Raises:
     InputError: the problem has no estimate.
   """
-  policy = correct(networks.GCN(1, hidden), problem)
+  policy = correct(networks.GCN(1, hidden), problem, learned)
   return neuroevolution.make(policy, population_size, algorithm)

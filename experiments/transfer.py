@@ -1,0 +1,142 @@
+"""A policy that was evolved on one network, at work on another.
+
+  python -m experiments.transfer --workload=cifar10_resnet20 --weights=FILE \
+    --data=train4000.npz
+
+evolves `priced_gcn` on the digits, and gives what survives to the workload of
+the flags: with no evaluation there, as a front of its own beside that of the
+knapsack at the same prices; and as the start of a search beside one that starts
+fresh. Scores are hypervolumes on the search images.
+"""
+
+import jax
+import numpy as np
+import tqdm
+from absl import flags
+
+from experiments import options
+from experiments.launch import launch
+from nemo_jax import (
+  arena,
+  mixed_precision,
+  nemo,
+  networks,
+  quantize,
+  workloads,
+)
+from nemo_jax.base import InputError
+from nemo_jax.quantization import reconstruct, sensitivity
+from nemo_jax.species import priced_gcn
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(options)
+
+flags.DEFINE_integer('source_budget', 1000, 'evaluations on the digits', 2)
+flags.DEFINE_integer('budget', 200, 'evaluations of the workload', 2)
+flags.DEFINE_integer('population', 20, 'evaluations of a generation', 2)
+flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
+
+WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+OBJECTIVES = ('divergence', 'size', 'bit_operations')
+
+
+def source_problem():
+  """The digits, as a search with default flags sees them."""
+  digits = workloads.load('digits', FLAGS.cache)
+  images, labels = digits.calibration
+  quantized = quantize(
+    digits.apply, digits.variables, images, lowering=FLAGS.lowering
+  )
+  quantized = reconstruct.reconstruct(quantized, digits.variables, images)
+  known = sensitivity.second_order(
+    quantized,
+    digits.variables,
+    images,
+    labels,
+    key=jax.random.key(0),
+    widths=WIDTHS,
+  )
+  return mixed_precision.make_problem(
+    quantized,
+    digits.variables,
+    *digits.search,
+    objectives=OBJECTIVES,
+    sensitivities=known,
+  )
+
+
+def evolve(problem, seed: int, progress):
+  """Weights [P, ...] of the networks that survive a search."""
+  species = (priced_gcn.make(problem, FLAGS.population),)
+  step = jax.jit(nemo.step, static_argnames='species')
+  init_key, run_key = jax.random.split(jax.random.key(seed))
+  state = nemo.init(init_key, problem, species, FLAGS.population)
+  for _ in range(FLAGS.source_budget // FLAGS.population):
+    state, _ = step(run_key, state, problem, species)
+    progress(FLAGS.population)
+  return state.species[0].members['network']
+
+
+def first_front(problem, learned, seed: int) -> float:
+  """Hypervolume of one population at prices at random; nothing is evolved."""
+  one = priced_gcn.make(problem, FLAGS.population, learned=learned)
+  ledger = arena.Ledger(problem, [])
+  members = one.init(jax.random.key(seed)).members
+  policy = priced_gcn.correct(networks.GCN(1), problem)
+  ledger.score(jax.vmap(policy.choose)(members))
+  return ledger.curve[-1][1]
+
+
+def searched(problem, learned, seed: int, progress) -> float:
+  """Hypervolume after a search that starts from `learned`."""
+  one = priced_gcn.make(problem, FLAGS.population, learned=learned)
+  ledger = arena.Ledger(problem, [], progress=progress)
+  run = arena.team((one,), FLAGS.population)
+  run(jax.random.key(seed), problem, FLAGS.budget, ledger)
+  return ledger.curve[-1][1]
+
+
+def row(name: str, fresh: np.ndarray, learned: np.ndarray) -> str:
+  """A line of the table: both means, and the gain with its interval."""
+  gain = learned - fresh
+  return (
+    f'| {name} | {fresh.mean():.4f} | {learned.mean():.4f} | '
+    f'{gain.mean():+.4f} ± {float(arena.interval(gain)):.4f} |'
+  )
+
+
+def run() -> None:
+  """The experiment."""
+  if FLAGS.sensitivities == 'none':
+    raise InputError('--sensitivities=none leaves nothing to correct')
+  workload = options.load_workload()
+  quantized = options.quantize_workload(workload)
+  problem = mixed_precision.make_problem(
+    quantized,
+    workload.variables,
+    *workload.search,
+    objectives=OBJECTIVES,
+    images_at_once=options.images_at_once(quantized),
+    sensitivities=options.sensitivities(workload, quantized, WIDTHS),
+  )
+  source, fronts, searches = source_problem(), [], []
+  total = len(FLAGS.seeds) * (FLAGS.source_budget + 2 * FLAGS.budget)
+  with tqdm.tqdm(total=total, unit='eval', disable=None) as bar:
+    for seed in map(int, FLAGS.seeds):
+      learned = evolve(source, seed, bar.update)
+      both = (None, learned)
+      fronts.append([first_front(problem, x, seed) for x in both])
+      searches.append([searched(problem, x, seed, bar.update) for x in both])
+  print(
+    f'\ndigits to {workload.name}, {len(fronts)} seeds: hypervolume, and the '
+    'gain with its 95 % interval\n'
+  )
+  print('| | fresh | learned | gain |')
+  print('|---|---|---|---|')
+  words = 'no evaluation', f'{FLAGS.budget} evaluations'
+  for name, values in zip(words, (fronts, searches), strict=True):
+    print(row(name, *np.asarray(values).T))
+
+
+if __name__ == '__main__':
+  launch(run)
