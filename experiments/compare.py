@@ -52,7 +52,7 @@ flags.DEFINE_integer('budget', 500, 'evaluations of every method', 2)
 flags.DEFINE_integer('population', 20, 'places of a team', 2)
 flags.DEFINE_string('workdir', None, 'runs/compare/WORKLOAD if absent')
 
-SHARES = (0.05, 0.2, 1.0)  # of the budget, at which fronts are kept
+SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)  # of the budget, that tables show
 # What may stand behind a team and @, and what it changes in `nemo.step`.
 ABLATIONS = {
   '': {},
@@ -158,17 +158,17 @@ def unseen_volumes(unseen, rows) -> tuple[float, float]:
 
 
 def run_cell(method: str, seen, run, unseen, seed: int, spent: int, bar):
-  """What one method with one seed has found: its curve, and its fronts."""
+  """What one method with one seed has found: its curve, and its front."""
   marks = [int(share * FLAGS.budget) for share in SHARES]
-  ledger = arena.Ledger(seen, marks, spent, bar.update)
+  ledger = arena.Ledger(seen, spent, bar.update)
   run(jax.random.key(seed), seen, FLAGS.budget - spent, ledger)
   volumes = {}
-  for mark, rows in ledger.fronts.items():
-    searched = [volume for count, volume in ledger.curve if count <= mark]
-    found = max(searched, default=0.0), *unseen_volumes(unseen, rows)
-    volumes[str(mark)] = dict(zip(SCORES, found, strict=True))
-  values = np.asarray(ledger.archive.objectives)
-  values = values[np.isfinite(values).all(axis=1)]
+  for mark in marks:
+    found = [volume for count, volume in ledger.curve if count <= mark]
+    volumes[str(mark)] = {'search': max(found, default=0.0)}
+  rows, values = ledger.front()
+  last = unseen_volumes(unseen, rows)
+  volumes[str(FLAGS.budget)] |= dict(zip(SCORES[1:], last, strict=True))
   return {'curve': ledger.curve, 'volumes': volumes, 'front': values.tolist()}
 
 

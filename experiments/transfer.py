@@ -80,7 +80,7 @@ def evolve(problem, seed: int, progress):
 def first_front(problem, learned, seed: int) -> float:
   """Hypervolume of one population at prices at random; nothing is evolved."""
   one = priced_gcn.make(problem, FLAGS.population, learned=learned)
-  ledger = arena.Ledger(problem, [])
+  ledger = arena.Ledger(problem)
   members = one.init(jax.random.key(seed)).members
   policy = priced_gcn.correct(networks.GCN(1), problem)
   ledger.score(jax.vmap(policy.choose)(members))
@@ -90,7 +90,7 @@ def first_front(problem, learned, seed: int) -> float:
 def searched(problem, learned, seed: int, progress) -> float:
   """Hypervolume after a search that starts from `learned`."""
   one = priced_gcn.make(problem, FLAGS.population, learned=learned)
-  ledger = arena.Ledger(problem, [], progress=progress)
+  ledger = arena.Ledger(problem, progress=progress)
   run = arena.team((one,), FLAGS.population)
   run(jax.random.key(seed), problem, FLAGS.budget, ledger)
   return ledger.curve[-1][1]

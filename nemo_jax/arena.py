@@ -16,18 +16,18 @@ BLOCK = 20
 
 
 class Ledger:
-  """What a method has evaluated, and the front that it had at some marks.
+  """What a method has spent and found.
 
   Attributes:
+    archive: a `Population`, every non-dominated point so far.
+    spent: evaluations so far.
     curve: list of (evaluations, hypervolume), in order.
-    fronts: {mark: int32[n, N]}, the front after at most so many evaluations.
     progress: to be told of every evaluation.
   """
 
   def __init__(
     self,
     problem: Problem,
-    marks: Sequence[int],
     spent: int = 0,
     progress: Callable[[int], None] = lambda count: None,
     capacity: int = 1024,
@@ -36,7 +36,6 @@ class Ledger:
 
     Args:
       problem: what is searched.
-      marks: numbers of evaluations after which the front is kept.
       spent: evaluations that the method's knowledge has taken.
       progress: is told of every evaluation.
       capacity: of the archive.
@@ -46,17 +45,18 @@ class Ledger:
       capacity, len(problem.allowed), len(problem.ideal)
     )
     self.spent, self.curve = spent, [(spent, 0.0)]
-    self.fronts = {mark: np.zeros((0, len(problem.allowed))) for mark in marks}
 
   def note(self, archive: Population, count: int) -> None:
     """Takes over the archive of a method that did `count` more evaluations."""
     self.archive, self.spent = archive, self.spent + count
     values = archive.objectives
     self.curve.append((self.spent, float(_volume(self._problem, values))))
+
+  def front(self) -> tuple[np.ndarray, np.ndarray]:
+    """Choices [n, N] and objectives [n, M] of the archive."""
+    values = np.asarray(self.archive.objectives)
     found = np.isfinite(values).all(axis=1)
-    for mark in self.fronts:
-      if self.spent <= mark:
-        self.fronts[mark] = np.asarray(archive.choices)[found]
+    return np.asarray(self.archive.choices)[found], values[found]
 
   def score(self, choices: Array) -> Array:
     """float32[n, M]: objectives of configurations [n, N], evaluated here."""

@@ -225,11 +225,12 @@ def compare_table(summary: list[dict]) -> str:
   how many seeds the first is ahead.
   """
   methods = list(dict.fromkeys(row['method'] for row in summary))
-  marks = list(dict.fromkeys(row['evaluations'] for row in summary))
   scores = list(dict.fromkeys(row['score'] for row in summary))
   at = {(r['method'], r['evaluations'], r['score']): r for r in summary}
   lines = []
   for score in scores:
+    rows = [row for row in summary if row['score'] == score]
+    marks = list(dict.fromkeys(row['evaluations'] for row in rows))
     lines.append(f'| {score} | {" | ".join(f"{m:,}" for m in marks)} |')
     lines.append('|---' * (1 + len(marks)) + '|')
     for method in methods:

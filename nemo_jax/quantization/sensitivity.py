@@ -121,7 +121,7 @@ def second_order(
   key: Array,
   widths: Sequence[int],
   chunk: int = 8,
-  draws: int = 4,
+  draws: int = 2,
 ) -> Array:
   """float32[N, K]: d' H d / 2 with the Gauss-Newton form of the Hessian.
 
@@ -345,7 +345,7 @@ def passes(method: str, quantizers: int, widths: int) -> int:
   return {
     'none': 0,
     'first_order': 3,
-    'second_order': 9,
+    'second_order': 5,
     'hessian_trace': 3 + 4 * quantizers,
     'measured': 1 + quantizers * widths,
   }[method]
