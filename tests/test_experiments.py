@@ -109,3 +109,14 @@ def test_compare_resumes_and_prints_its_tables(run, tmp_path):
   assert set(after['mckp']) == {'0', '1'}
   for name in ('summary.json', 'curves.png', 'attainment.png'):
     assert (tmp_path / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_what_was_learned_is_given_to_a_network(run):
+  flags = '--source_budget=24', '--budget=24', '--population=8', '--seeds=0,1'
+  output, error = run('transfer', *flags)
+  assert not error
+  assert [row[0] for row in rows_of(output)] == [
+    'no evaluation',
+    '24 evaluations',
+  ]

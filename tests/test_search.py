@@ -19,6 +19,7 @@ SMALL = (
   '--population=8',
   '--generations=8',
   '--calibration=min_max',
+  '--reconstruct=',
 )
 PICTURES = ('front_3d.png', 'front_projections.png', 'species.png', 'bits.png')
 
@@ -168,7 +169,6 @@ def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
     ('--cache=README.md/x', 'README.md is no folder to write to'),
     ('--also_quantize=mul', "'mul'; the choices are add, pool"),
     ('--population=5', 'population of 5 is too small for 3 species'),
-    ('--sensitivities=none', 'give make_problem sensitivities'),
   ],
 )
 def test_bad_input_is_one_line_and_starts_no_run(search, tmp_path, flag, words):
@@ -235,6 +235,7 @@ def test_the_default_run_beats_every_uniform_configuration(search, tmp_path):
     ('--species=boltzmann', '--evaluations=24', '--seed=3'),
     ('--species=paper',),
     ('--species=direct,gcn', '--sensitivities=none'),
+    ('--species=lagrangian,priced_gcn:SNES', '--reconstruct='),
     ('--sensitivities=first_order', '--reconstruct='),
   ],
   ids=lambda flags: ' '.join(flags),
