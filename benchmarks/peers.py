@@ -108,8 +108,11 @@ def torch_peer(workload: workloads.Workload) -> Peer:
     path = weights.download(recipe_of(workload).url, FLAGS.cache)
   tensors = {k: torch.from_numpy(x) for k, x in weights.read(path).items()}
   plain = torch_quantization.NETWORKS[workload.name]().eval()
-  # Not strict: some files lack counters that do not matter.
-  plain.load_state_dict(tensors, strict=False)
+  # Some files lack the counters of batches, which do not matter here.
+  missing, extra = plain.load_state_dict(tensors, strict=False)
+  missing = [n for n in missing if not n.endswith('num_batches_tracked')]
+  if missing or extra:
+    raise InputError(f'{path} does not fit: {", ".join([*missing, *extra])}')
   plain = plain.to(memory_format=torch.channels_last)
   model = torch_quantization.fake_quantized(copy.deepcopy(plain))
   as_tensor = lambda images: torch.from_numpy(images).permute(0, 3, 1, 2)

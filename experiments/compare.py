@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import options
+from experiments import estimates, options
 from experiments.launch import launch
 from nemo_jax import arena, baselines, mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
@@ -28,6 +28,7 @@ from nemo_jax.base import InputError
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(estimates)
 
 flags.DEFINE_list(
   'methods',
@@ -40,8 +41,12 @@ flags.DEFINE_list(
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
 flags.register_validator(
   'seeds',
-  lambda words: all(word.isdecimal() for word in words),
-  'whole numbers, such as 0,1,2',
+  lambda words: (
+    words
+    and all(word.isdecimal() for word in words)
+    and len(set(words)) == len(words)
+  ),
+  'different whole numbers, such as 0,1,2',
 )
 flags.DEFINE_list(
   'objectives',
@@ -49,7 +54,13 @@ flags.DEFINE_list(
   f'what to minimise: {", ".join(mixed_precision.OBJECTIVES)}',
 )
 flags.DEFINE_integer('budget', 500, 'evaluations of every method', 2)
-flags.DEFINE_integer('population', 20, 'places of a team', 2)
+flags.DEFINE_integer(
+  'population',
+  20,
+  'places of a team; budget and hypervolume go in blocks of so many '
+  'evaluations, for all methods',
+  2,
+)
 flags.DEFINE_string('workdir', None, 'runs/compare/WORKLOAD if absent')
 
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)  # of the budget, that tables show
@@ -76,7 +87,7 @@ def workdir() -> pathlib.Path:
 def make_problems(workload, quantized):
   """What is searched; and the same on unseen images, with top-1 error last."""
   widths = mixed_precision.DEFAULT_BIT_WIDTHS
-  known = options.sensitivities(workload, quantized, widths)
+  known = estimates.sensitivities(workload, quantized, widths)
   make = lambda images, objectives: mixed_precision.make_problem(
     quantized,
     workload.variables,
@@ -100,9 +111,9 @@ def contestant(method: str, problem, quantized):
     )
     return problem, rival.INFORMED, run
   words, _, option = method.partition('@')
-  problem, settings = ablated(problem, quantized, option)
   if words == 'paper':
     problem = mixed_precision.blind(problem)
+  problem, settings = ablated(problem, quantized, option)
   team = species_lib.team(words.split('+')).values()
   made = tuple(make(problem, FLAGS.population) for make in team)
   run = arena.team(made, FLAGS.population, **settings)
@@ -157,11 +168,14 @@ def unseen_volumes(unseen, rows) -> tuple[float, float]:
   )
 
 
-def run_cell(method: str, seen, run, unseen, seed: int, spent: int, bar):
+def run_cell(seen, run, unseen, seed: int, spent: int, bar):
   """What one method with one seed has found: its curve, and its front."""
   marks = [int(share * FLAGS.budget) for share in SHARES]
-  ledger = arena.Ledger(seen, spent, bar.update)
-  run(jax.random.key(seed), seen, FLAGS.budget - spent, ledger)
+  ledger = arena.Ledger(
+    seen, spent, FLAGS.population, bar.update, min(FLAGS.budget, 4096)
+  )
+  blocks = (FLAGS.budget - spent) // FLAGS.population
+  run(jax.random.key(seed), seen, blocks * FLAGS.population, ledger)
   volumes = {}
   for mark in marks:
     found = [volume for count, volume in ledger.curve if count <= mark]
@@ -172,40 +186,72 @@ def run_cell(method: str, seen, run, unseen, seed: int, spent: int, bar):
   return {'curve': ledger.curve, 'volumes': volumes, 'front': values.tolist()}
 
 
+def check_methods() -> None:
+  """Raises `InputError` for methods or objectives that cannot be compared."""
+  for method in FLAGS.methods:
+    if method in baselines.names():
+      continue
+    words, _, option = method.partition('@')
+    check_ablation(option)
+    try:
+      team = species_lib.team(words.split('+'))
+    except InputError as error:
+      rivals = ', '.join(baselines.names())
+      raise InputError(f'{error}; or one of the rivals {rivals}') from error
+    nemo.check_size(FLAGS.population, len(team))
+  if not FLAGS.methods or len(set(FLAGS.methods)) < len(FLAGS.methods):
+    raise InputError('--methods: give one or more, each once')
+  first, *rest = FLAGS.objectives or ['none']
+  if (
+    first not in mixed_precision.PERFORMANCE
+    or len(rest) not in (1, 2)
+    or not set(rest) <= set(mixed_precision.COSTS)
+    or len(set(rest)) < len(rest)
+  ):
+    raise InputError(
+      f'--objectives is {",".join(FLAGS.objectives)}; give one of '
+      f'{", ".join(mixed_precision.PERFORMANCE)}, then one or two of '
+      f'{", ".join(mixed_precision.COSTS)}'
+    )
+  if FLAGS.sensitivities == 'none':
+    raise InputError(
+      '--sensitivities=none: methods are compared with what knowledge gives '
+      'them; a team without is such as nemo@blind or paper'
+    )
+
+
 def run() -> None:
   """The experiment."""
-  for method in FLAGS.methods:
-    if method not in baselines.names():
-      words, _, option = method.partition('@')
-      check_ablation(option)
-      team = species_lib.team(words.split('+'))
-      nemo.check_size(FLAGS.population, len(team))
-  mixed_precision.check_options(
-    FLAGS.objectives, mixed_precision.DEFAULT_BIT_WIDTHS
-  )
+  check_methods()
   folder = workdir()
   runs.check_folder(folder)
   here = sys.modules[__name__]
   # Every cell depends on these; methods and seeds may be added.
-  started_with = options.values(here, without=('workdir', 'methods', 'seeds'))
+  started_with = options.values(
+    here, estimates, without=('workdir', 'methods', 'seeds')
+  )
   runs.check_flags(folder, started_with)
   workload = options.load_workload()
   started_with['weights_digest'] = runs.digest(workload.variables)[:12]
   runs.check_flags(folder, started_with)
   quantized = options.quantize_workload(workload)
   problem, unseen = make_problems(workload, quantized)
-  cost = options.sensitivity_evaluations(
+  cost = estimates.sensitivity_evaluations(
     workload, quantized, mixed_precision.DEFAULT_BIT_WIDTHS
   )
   print(f'sensitivities count as {cost} evaluations of {FLAGS.budget}')
-  if cost >= FLAGS.budget:
+  if FLAGS.budget - cost < FLAGS.population:
     raise InputError(
-      f'--budget={FLAGS.budget} is less than what {FLAGS.sensitivities} '
-      f'sensitivities count as, {cost} evaluations'
+      f'--budget={FLAGS.budget} leaves no generation of '
+      f'--population={FLAGS.population} after the {cost} evaluations that '
+      f'{FLAGS.sensitivities} sensitivities count as'
     )
   with runs.locked(folder):
     runs.write_flags(folder, started_with)
     results = run_all(folder, quantized, problem, unseen, cost)
+    results = {
+      m: {s: results[m][s] for s in FLAGS.seeds} for m in FLAGS.methods
+    }
     summary = arena.summarise(results, FLAGS.methods, FLAGS.seeds)
     runs.write_text(folder / 'summary.json', json.dumps(summary, indent=1))
     print(f'\n{workload.name}, {FLAGS.budget} evaluations\n')
@@ -224,17 +270,20 @@ def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
     method: [s for s in FLAGS.seeds if s not in results.get(method, {})]
     for method in FLAGS.methods
   }
+  # All are built first, so that what cannot be is said at once.
+  built = {m: contestant(m, problem, quantized) for m in missing}
   total = FLAGS.budget * sum(map(len, missing.values()))
   with tqdm.tqdm(
     total=total, desc='comparing', unit='eval', disable=None
   ) as bar:
     for method, seeds in missing.items():
       bar.set_postfix_str(method)
-      seen, informed, run_one = contestant(method, problem, quantized)
+      seen, informed, run_one = built[method]
       for seed in seeds:
-        cell = run_cell(
-          method, seen, run_one, unseen, int(seed), cost * informed, bar
-        )
+        spent, before = cost * informed, bar.n
+        cell = run_cell(seen, run_one, unseen, int(seed), spent, bar)
+        # What was not used counts as done.
+        bar.update(FLAGS.budget - (bar.n - before))
         results.setdefault(method, {})[seed] = cell
         runs.write_text(path, json.dumps(results) + '\n')
   return results

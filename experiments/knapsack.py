@@ -15,7 +15,7 @@ import re
 import numpy as np
 from absl import flags
 
-from experiments import options
+from experiments import estimates, options
 from experiments.launch import launch
 from nemo_jax import mixed_precision
 from nemo_jax.base import InputError
@@ -24,6 +24,7 @@ from nemo_jax.quantization import costs
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(estimates)
 
 flags.DEFINE_list(
   'budgets',
@@ -95,7 +96,7 @@ def run() -> None:
   budgets = {w: parse(w, structure.costs) for w in FLAGS.budgets}
   workload = options.load_workload(search_images=0)
   quantized = options.quantize_workload(workload)
-  sensitivities = options.sensitivities(workload, quantized, WIDTHS)
+  sensitivities = estimates.sensitivities(workload, quantized, WIDTHS)
   if sensitivities is None:
     raise InputError('--sensitivities=none leaves a knapsack nothing to weigh')
   known = costs.estimate(quantized.costs, sensitivities, WIDTHS, COSTS)
@@ -108,7 +109,7 @@ def run() -> None:
     best = mckp.optimum(found, count, budget)
     (lost, *_), (least, *_) = mckp.totals(found, np.stack([row, best]))
     greedy.append(row)
-    gaps.append(lost / least - 1)
+    gaps.append(f'{100 * (lost / least - 1):+.1f} %' if least > 0 else '-')
   bits = np.asarray(WIDTHS)[np.stack(greedy)]
   float_row = mixed_precision.float_bits(quantized.quantizers)
   accuracy = mixed_precision.accuracy(
@@ -130,7 +131,7 @@ def run() -> None:
     size = costs.model_size(quantized.costs, row) / 8e6
     work = costs.bit_operations(quantized.costs, row) / 1e9
     print(
-      f'| {word} | {size:.3g} | {work:.3g} | {100 * gap:+.1f} % | '
+      f'| {word} | {size:.3g} | {work:.3g} | {gap} | '
       f'{100 * top1:.2f} | {float_top1 - 100 * top1:.2f} |'
     )
 

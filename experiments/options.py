@@ -8,14 +8,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from nemo_jax import __version__, memory, quantize, runs, workloads
+from nemo_jax import (
+  __version__,
+  memory,
+  quantize,
+  runs,
+  workloads,
+)
 from nemo_jax.quantization import bank as bank_lib
 from nemo_jax.quantization import (
   calibrate,
   lowering,
   operations,
   reconstruct,
-  sensitivity,
   transform,
 )
 
@@ -83,13 +88,6 @@ flags.register_validator(
   'reconstruct',
   lambda steps: set(steps) <= set(reconstruct.STEPS),
   f'the choices are {", ".join(reconstruct.STEPS)}',
-)
-flags.DEFINE_enum(
-  'sensitivities',
-  'second_order',
-  ['none', *sensitivity.METHODS],
-  'how it is estimated, before a search, what each bit-width loses at each '
-  'quantizer, from the calibration images',
 )
 flags.DEFINE_enum(
   'weight_scheme',
@@ -191,48 +189,6 @@ def quantize_workload(workload: workloads.Workload):
     if jax.process_index() == 0:
       bank_lib.save(path, quantized.bank)
   return quantized
-
-
-def sensitivities(workload: workloads.Workload, quantized, widths):
-  """float32[N, K], by the flags, kept in the cache; or None."""
-  method = FLAGS.sensitivities
-  if method == 'none':
-    return None
-  images, labels = workload.calibration
-  settings = __version__, method, tuple(widths), quantized.sites
-  settings = np.frombuffer(repr(settings).encode(), np.uint8)
-  key = runs.digest((workload.variables, images, quantized.bank, settings))
-  path = pathlib.Path(FLAGS.cache) / 'sensitivities' / f'{key[:32]}.npy'
-  if path.exists():
-    return np.load(path, allow_pickle=False)
-  table = np.asarray(
-    sensitivity.METHODS[method](
-      quantized,
-      workload.variables,
-      images,
-      labels,
-      key=jax.random.key(0),
-      widths=widths,
-      chunk=min(8, images_at_once(quantized)),
-    )
-  )
-  if jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{path.stem}.draft.npy')
-    np.save(draft, table)
-    os.replace(draft, path)
-  return table
-
-
-def sensitivity_evaluations(workload, quantized, widths) -> int:
-  """How many evaluations of a search the sensitivities of the flags cost."""
-  passes = sensitivity.passes(
-    FLAGS.sensitivities, len(quantized.quantizers), len(widths)
-  )
-  calibration, search = (
-    len(images.labels) for images in (workload.calibration, workload.search)
-  )
-  return -(-passes * calibration // search)
 
 
 def images_at_once(quantized, candidates: int = 1) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import cluster, options
+from experiments import cluster, estimates, options
 from experiments.launch import launch
 from nemo_jax import devices, mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
@@ -27,6 +27,7 @@ from nemo_jax.evaluate import evaluate
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(estimates)
 flags.adopt_module_key_flags(cluster)
 
 flags.DEFINE_list(
@@ -269,6 +270,13 @@ def run() -> None:
   builders = species_lib.team(FLAGS.species)
   nemo.check_size(FLAGS.population, len(builders))
   mixed_precision.check_options(FLAGS.objectives, widths)
+  needing = species_lib.need_estimate(FLAGS.species)
+  priced = set(FLAGS.objectives) & set(mixed_precision.COSTS)
+  if needing and not (priced and FLAGS.sensitivities != 'none'):
+    raise InputError(
+      f'species {needing[0]!r} needs --sensitivities and a cost among the '
+      f'objectives, of {", ".join(mixed_precision.COSTS)}'
+    )
   if FLAGS.objectives[0] not in mixed_precision.PERFORMANCE:
     raise InputError(
       f'the first objective is {FLAGS.objectives[0]!r}; the choices are '
@@ -276,7 +284,7 @@ def run() -> None:
     )
   runs.check_folder(workdir())
   here = sys.modules[__name__]
-  started_with = options.values(here, without=('workdir',))
+  started_with = options.values(here, estimates, without=('workdir',))
   runs.check_flags(workdir(), started_with)
   mesh = devices.make_mesh(FLAGS.image_devices)
   workload = options.load_workload()
@@ -288,7 +296,10 @@ def run() -> None:
     at_once = options.images_at_once(quantized, FLAGS.batch_size or 1)
     known = None
     if FLAGS.species != ['paper']:
-      known = options.sensitivities(workload, quantized, widths)
+      known = estimates.sensitivities(workload, quantized, widths)
+      # Others would make it another search, too.
+      started_with['sensitivities_digest'] = runs.digest(known)[:12]
+      runs.check_flags(workdir(), started_with)
     problem = mixed_precision.make_problem(
       quantized,
       workload.variables,
@@ -312,7 +323,7 @@ def run() -> None:
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )
   own = workload.variables, workload.search, quantized.bank, known
-  devices.check_equal(runs.digest(own), 'weights or images')
+  devices.check_equal(runs.digest(own), 'weights, images or sensitivities')
   made = (make(problem, FLAGS.population) for make in builders.values())
   species = tuple(made)
   with contextlib.ExitStack() as stack:

@@ -17,7 +17,7 @@ import scipy.stats
 import tqdm
 from absl import flags
 
-from experiments import options
+from experiments import estimates, options
 from experiments.launch import launch
 from nemo_jax import arena, estimate, mixed_precision
 from nemo_jax.quantization import sensitivity
@@ -112,9 +112,10 @@ def run() -> None:
     for kind, rows in kinds.items():
       spearman, kendall = correlations(table, rows, truth[kind])
       cells.append(f'{spearman:.3f} ({kendall:.3f})')
-    passes = sensitivity.passes(method, nodes, choices)
-    spent = passes * len(labels) / len(problem.data.labels)
-    cells += [f'{seconds[method]:.1f}', f'{spent:.0f}']
+    spent = estimates.sensitivity_evaluations(
+      workload, quantized, WIDTHS, method
+    )
+    cells += [f'{seconds[method]:.1f}', f'{spent}']
     print(f'| {method} | {" | ".join(cells)} |')
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import options
+from experiments import estimates, options
 from experiments.launch import launch
 from nemo_jax import (
   arena,
@@ -30,11 +30,17 @@ from nemo_jax.species import priced_gcn
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(estimates)
 
 flags.DEFINE_integer('source_budget', 1000, 'evaluations on the digits', 2)
 flags.DEFINE_integer('budget', 200, 'evaluations of the workload', 2)
 flags.DEFINE_integer('population', 20, 'evaluations of a generation', 2)
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
+flags.register_validator(
+  'seeds',
+  lambda words: words and all(word.isdecimal() for word in words),
+  'whole numbers, such as 0,1,2',
+)
 
 WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
 OBJECTIVES = ('divergence', 'size', 'bit_operations')
@@ -109,6 +115,11 @@ def run() -> None:
   """The experiment."""
   if FLAGS.sensitivities == 'none':
     raise InputError('--sensitivities=none leaves nothing to correct')
+  if min(FLAGS.budget, FLAGS.source_budget) < FLAGS.population:
+    raise InputError(
+      f'--budget={FLAGS.budget} and --source_budget={FLAGS.source_budget} have '
+      f'to be at least one generation of --population={FLAGS.population}'
+    )
   workload = options.load_workload()
   quantized = options.quantize_workload(workload)
   problem = mixed_precision.make_problem(
@@ -117,7 +128,7 @@ def run() -> None:
     *workload.search,
     objectives=OBJECTIVES,
     images_at_once=options.images_at_once(quantized),
-    sensitivities=options.sensitivities(workload, quantized, WIDTHS),
+    sensitivities=estimates.sensitivities(workload, quantized, WIDTHS),
   )
   source, fronts, searches = source_problem(), [], []
   total = len(FLAGS.seeds) * (FLAGS.source_budget + 2 * FLAGS.budget)

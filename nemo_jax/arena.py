@@ -11,9 +11,6 @@ import scipy.stats
 from nemo_jax import nemo, pareto
 from nemo_jax.base import Array, Population, Problem, Species
 
-# Rows that a rival's archive takes at once: one program for all.
-BLOCK = 20
-
 
 class Ledger:
   """What a method has spent and found.
@@ -29,6 +26,7 @@ class Ledger:
     self,
     problem: Problem,
     spent: int = 0,
+    block: int = 20,
     progress: Callable[[int], None] = lambda count: None,
     capacity: int = 1024,
   ):
@@ -37,10 +35,12 @@ class Ledger:
     Args:
       problem: what is searched.
       spent: evaluations that the method's knowledge has taken.
+      block: configurations that the archive takes at once, and after which the
+        hypervolume is measured; the last ones are fewer.
       progress: is told of every evaluation.
       capacity: of the archive.
     """
-    self._problem, self.progress = problem, progress
+    self._problem, self._block, self.progress = problem, block, progress
     self.archive = pareto.empty_population(
       capacity, len(problem.allowed), len(problem.ideal)
     )
@@ -62,14 +62,14 @@ class Ledger:
     """float32[n, M]: objectives of configurations [n, N], evaluated here."""
     choices = np.asarray(choices, np.int32)
     found = [np.zeros((0, len(self._problem.ideal)), np.float32)]
-    for start in range(0, len(choices), BLOCK):
-      rows = choices[start : start + BLOCK]
+    for start in range(0, len(choices), self._block):
+      rows = choices[start : start + self._block]
       found.append(objectives(self._problem, rows, self.progress))
-      padding = (0, BLOCK - len(rows)), (0, 0)
+      padding = (0, self._block - len(rows)), (0, 0)
       block = Population(
         np.pad(rows, padding),
         np.pad(found[-1], padding, constant_values=np.inf),
-        np.zeros(BLOCK, np.int32),
+        np.zeros(self._block, np.int32),
       )
       self.note(_insert(self.archive, block), len(rows))
     return np.concatenate(found)
@@ -100,7 +100,10 @@ def objectives(
   for row in np.asarray(choices, np.int32):
     values.append(np.asarray(run(problem.data, row), np.float32))
     progress(1)
-  return np.asarray(values, np.float32).reshape(-1, len(problem.ideal))
+  found = np.asarray(values, np.float32).reshape(-1, len(problem.ideal))
+  # What fails is worth nothing, as for NEMO.
+  failed = np.isnan(found).any(axis=1, keepdims=True)
+  return np.where(failed, np.float32(np.inf), found)
 
 
 def team(
@@ -172,7 +175,8 @@ def summarise(results: dict, methods: Sequence[str], seeds: Sequence[str]):
       }
       for method, own in values.items():
         gap = values[methods[0]] - own
-        test = scipy.stats.ttest_1samp(gap, 0.0) if len(gap) > 1 else None
+        differs = len(gap) > 1 and np.ptp(gap) > 0
+        test = scipy.stats.ttest_1samp(gap, 0.0) if differs else None
         rows.append(
           {
             'method': method,

@@ -6,6 +6,8 @@ multiple-choice knapsack (Everett 1963), as MPQCO (arXiv 2110.06554) and HAWQ-V3
 solve for bit-widths. All prices together give the convex front of the estimate.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,8 @@ import scipy.sparse
 
 from nemo_jax.base import Array, Estimate, InputError, Problem
 
-# Messages go no further than this, where pairs form no trees.
+# Messages go no further than this: enough for trees that are as far across.
 MOST_ROUNDS = 8
-# More than any sum of prices; what is not allowed costs it.
 _FORBIDDEN = 1e12
 
 
@@ -59,12 +60,32 @@ def spans(estimate: Estimate) -> np.ndarray:
   return np.where(span > 0, span, 1)
 
 
-def exchange_rates(estimate: Estimate) -> np.ndarray:
-  """float32[T]: loss for cost between any two choices of a node, sorted.
+def hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
+  """Rows of the lower convex hull, from the cheapest to the least loss."""
+  rows = []
+  for row in np.lexsort((loss, cost)):
+    if rows and loss[row] >= loss[rows[-1]]:
+      continue
+    # A step gains more for its cost than the next.
+    while len(rows) > 1 and gain(cost, loss, *rows[-2:]) <= gain(
+      cost, loss, rows[-1], row
+    ):
+      rows.pop()
+    rows.append(row)
+  return rows
 
-  Costs are in units of `spans`, and averaged; a partner in a pair is taken at
-  the mean of its choices. These are about the prices at which something
-  changes.
+
+def gain(cost: np.ndarray, loss: np.ndarray, a: int, b: int) -> float:
+  """How much less is lost for each unit of cost, from row a to row b."""
+  return (loss[a] - loss[b]) / (cost[b] - cost[a])
+
+
+def exchange_rates(estimate: Estimate) -> np.ndarray:
+  """float32[T]: loss for cost of all steps that are worth taking, sorted.
+
+  They are those along the convex hull of each node's choices: about the prices
+  at which something changes. Costs are in units of `spans`, and averaged; a
+  partner in a pair is taken at the mean of its choices.
   """
   span = spans(estimate)
   costs = np.asarray(estimate.costs, np.float64).copy()
@@ -72,14 +93,15 @@ def exchange_rates(estimate: Estimate) -> np.ndarray:
   for side, axis in ((0, 2), (1, 1)):
     nodes = np.asarray(estimate.pairs)[:, side]
     np.add.at(costs, nodes, pair_costs.mean(axis=axis))
-  cost, loss = (costs / span).mean(axis=-1), np.asarray(estimate.loss)
-  saved = cost[:, :, None] - cost[:, None, :]
-  lost = loss[:, None, :] - loss[:, :, None]
-  # What is cheaper and better is taken at any price.
-  traded = (saved > 0) & (lost > 0)
-  if not traded.any():
-    return np.ones(1, np.float32)
-  return np.sort(lost[traded] / saved[traded]).astype(np.float32)
+  rates = []
+  for cost, loss in zip(
+    (costs / span).mean(axis=-1),
+    np.asarray(estimate.loss, np.float64),
+    strict=True,
+  ):
+    steps = itertools.pairwise(hull(cost, loss))
+    rates += [gain(cost, loss, *step) for step in steps]
+  return np.sort(rates or [1.0]).astype(np.float32)
 
 
 def rounds(estimate: Estimate) -> int:
@@ -102,8 +124,8 @@ def cheapest(
   """int32[N]: the least of factors x loss + prices x costs, over all choices.
 
   By min-sum message passing (Pearl 1988), which is exact where the pairs form
-  trees, as an activation and the weights that it meets do; elsewhere it is an
-  approximation.
+  trees of at most MOST_ROUNDS across, as an activation and the weights that it
+  meets do; elsewhere it is an approximation.
 
   Args:
     estimate: of the problem.
@@ -135,7 +157,9 @@ def cheapest(
     return told, None
 
   messages, _ = jax.lax.scan(tell, (silent, silent), None, length=hops)
-  return jnp.argmin(belief(messages), axis=-1).astype(jnp.int32)
+  # Whatever the prices, nothing is chosen that is not allowed.
+  final = jnp.where(allowed, belief(messages), jnp.inf)
+  return jnp.argmin(final, axis=-1).astype(jnp.int32)
 
 
 def draw_prices(key: Array, rates: Array, span: Array, count: int) -> Array:

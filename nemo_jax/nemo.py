@@ -308,11 +308,17 @@ def step(
     utility: by which species get their sizes, one of UTILITIES.
     partitions: of the reference directions, see `pareto.reference_directions`.
     batch_size: candidates evaluated at once, see `evaluate`.
+
+  Raises:
+    InputError: the utility is unknown or not for so many objectives, or a
+      species was made for another population size.
   """
   if utility not in UTILITIES:
     raise InputError(
       f'unknown utility {utility!r}; the choices are {", ".join(UTILITIES)}'
     )
+  if utility == 'hypervolume' and problem.ideal.shape[0] not in (2, 3):
+    raise InputError('hypervolume as utility needs two or three objectives')
   key = jax.random.fold_in(key, state.generation)
   ask_key, rank_key, tell_key = jax.random.split(key, 3)
   count = len(species)

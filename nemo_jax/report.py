@@ -279,8 +279,13 @@ def _plot_attainment(workdir, results: dict, methods, names):
   )
   for k, axes in enumerate(panels[0], start=1):
     for i, method in enumerate(methods):
-      fronts = [np.asarray(c['front']) for c in results[method].values()]
+      fronts = [
+        np.asarray(cell['front']).reshape(-1, len(names))
+        for cell in results[method].values()
+      ]
       costs = np.concatenate([front[:, k] for front in fronts])
+      if not len(costs):
+        continue
       grid = np.linspace(costs.min(), costs.max(), 300)
       best = arena.attainment(fronts, grid, k)
       axes.step(grid, best, where='post', color=f'C{i % 10}', label=method)

@@ -41,10 +41,10 @@ def _nearest_below(allowed):
 
 def _switch(draw, row, below, above, fits):
   """The row with some nodes raised, and others lowered until it fits."""
-  child = row.copy()
+  child, nodes = row.copy(), np.arange(len(row))
   for node in draw.integers(len(row), size=draw.integers(1, 4, 2).min()):
     child[node] = above[node, child[node]]
-  while not fits(child):
+  while not fits(child) and np.any(below[nodes, child] < child):
     node = draw.integers(len(row))
     child[node] = below[node, child[node]]
   return child
@@ -69,7 +69,7 @@ def search(
   above = allowed.shape[1] - 1 - _nearest_below(allowed[:, ::-1])[:, ::-1]
   narrow = np.argmax(allowed, axis=1)
   wide = allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1)
-  priced = problem.estimate.costs.shape[-1]
+  priced = estimate_lib.of(problem).costs.shape[-1]
   while evaluations > 0:
     cost = _cost_of(problem, draw.dirichlet(np.ones(priced)))
     least, most = cost(narrow), cost(wide)

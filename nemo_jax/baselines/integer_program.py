@@ -12,10 +12,12 @@ from nemo_jax import estimate as estimate_lib
 from nemo_jax.baselines import mckp
 
 INFORMED = True
+# Budgets that are drawn for an evaluation, at most.
+TRIES = 3
 
 
 def search(key, problem, evaluations, score, gap: float = 1e-3) -> None:
-  """One optimum for each evaluation.
+  """One optimum for each evaluation, none twice.
 
   Budgets come from random points of the estimate's own front, so that all can
   be met and none is beyond use.
@@ -29,12 +31,16 @@ def search(key, problem, evaluations, score, gap: float = 1e-3) -> None:
   """
   known = estimate_lib.of(problem)
   found = mckp.groups(known, problem.allowed)
-  sizes = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  targets = np.asarray(estimate_lib.front(key, problem, evaluations))
-  rows = []
+  draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  targets = np.asarray(estimate_lib.front(key, problem, TRIES * evaluations))
+  rows = {}
   for target in targets:
     budget = np.asarray(estimate_lib.totals(known, target))[1:]
     # Somewhere between the points that prices reach.
-    budget = budget * sizes.uniform(1.0, 1.1, len(budget))
-    rows.append(mckp.optimum(found, len(target), budget, gap))
-  score(np.stack(rows))
+    budget = budget * draw.uniform(1.0, 1.1, len(budget))
+    row = mckp.optimum(found, len(target), budget, gap)
+    # Nothing is paid for twice.
+    rows.setdefault(row.tobytes(), row)
+    if len(rows) == evaluations:
+      break
+  score(np.stack(list(rows.values())))

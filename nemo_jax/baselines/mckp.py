@@ -103,26 +103,6 @@ def groups(
   return found
 
 
-def _gain(cost: np.ndarray, loss: np.ndarray, a: int, b: int) -> float:
-  """How much less is lost for each unit of cost, from row a to row b."""
-  return (loss[a] - loss[b]) / (cost[b] - cost[a])
-
-
-def _hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
-  """Rows of the lower convex hull, from the cheapest to the least loss."""
-  hull = []
-  for row in np.lexsort((loss, cost)):
-    if hull and loss[row] >= loss[hull[-1]]:
-      continue
-    # A step gains more for its cost than the next.
-    while len(hull) > 1 and _gain(cost, loss, *hull[-2:]) <= _gain(
-      cost, loss, hull[-1], row
-    ):
-      hull.pop()
-    hull.append(row)
-  return hull
-
-
 def greedy(
   found: Sequence[Group], count: int, weights: Sequence[float]
 ) -> np.ndarray:
@@ -140,10 +120,10 @@ def greedy(
   steps, row = [], np.zeros(count, np.int32)
   for index, group in enumerate(found):
     cost = group.costs @ np.asarray(weights)
-    hull = _hull(cost, group.loss)
+    hull = estimate_lib.hull(cost, group.loss)
     row[group.nodes] = group.choices[hull[0]]
     for a, b in itertools.pairwise(hull):
-      steps.append((_gain(cost, group.loss, a, b), index, b))
+      steps.append((estimate_lib.gain(cost, group.loss, a, b), index, b))
   rows = [row]
   # Gains fall along a hull, so the steps of a group stay in their order.
   for _, index, choice in sorted(steps, reverse=True):

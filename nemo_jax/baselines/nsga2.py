@@ -23,7 +23,8 @@ def _breed(key, parents, place, allowed, etas):
     parents: int32[P, N].
     place: [P], where each stands in the order of survival.
     allowed: bool[N, K].
-    etas: distribution indices of crossover and mutation.
+    etas: distribution indices of crossover and mutation; with NSGA-II's usual
+      20 a mutation would rarely reach another whole number.
   """
   keys = jax.random.split(key, 5)
   top, everyone = allowed.shape[1] - 1.0, jnp.ones(len(parents), bool)
@@ -38,15 +39,11 @@ def _breed(key, parents, place, allowed, etas):
   crossed = jax.random.bernoulli(keys[3], 0.9, (len(child), 1))
   child = jnp.where(crossed, child, one)
   child = variation.polynomial_mutation(keys[4], child, 0.0, top, etas[1])
-  choices = _express(child, allowed)
+  whole = jnp.round(child).astype(jnp.int32)
+  choices = variation.nearest_allowed(whole, allowed)
   repeated = pareto.duplicated(jnp.concatenate([parents, choices]))
   order = jnp.argsort(repeated[len(parents) :], stable=True)
   return choices[order[: len(parents)]]
-
-
-def _express(vectors, allowed):
-  whole = jnp.round(vectors).astype(jnp.int32)
-  return variation.nearest_allowed(whole, allowed)
 
 
 @jax.jit
@@ -65,7 +62,7 @@ def search(
   evaluations,
   score,
   population: int = 50,
-  etas: tuple[float, float] = (15.0, 20.0),
+  etas: tuple[float, float] = (15.0, 3.0),
 ) -> None:
   """A search that starts blind.
 
@@ -75,17 +72,19 @@ def search(
     evaluations: how many it has.
     score: see `nemo_jax.baselines`.
     population: configurations that live on.
-    etas: distribution indices of crossover and mutation.
+    etas: distribution indices of crossover and mutation; with NSGA-II's usual
+      20 a mutation would rarely reach another whole number.
   """
   population = min(population, evaluations)
   allowed = jnp.asarray(problem.allowed)
-  shape, top = (population, len(allowed)), allowed.shape[1] - 1.0
-  start = jax.random.uniform(key, shape, maxval=top)
-  parents = _express(start, allowed)
+  start_key, run_key = jax.random.split(key)
+  logits = jnp.where(allowed, 0.0, -jnp.inf)
+  shape = population, len(allowed)
+  parents = jax.random.categorical(start_key, logits, shape=shape)
   objectives, done = score(parents), population
   while done < evaluations:
     place = jnp.argsort(_survivors(objectives))
-    step = jax.random.fold_in(key, done)
+    step = jax.random.fold_in(run_key, done)
     count = min(population, evaluations - done)
     child = _breed(step, parents, place, allowed, etas)[:count]
     pool = jnp.concatenate([parents, child])

@@ -101,6 +101,16 @@ def bit_operation_ratio(
   return jnp.sum(share * factor[precision])
 
 
+def _merged(pairs: np.ndarray, costs: np.ndarray):
+  """The same with each pair once: costs [E, K, K, C] are added up."""
+  turned = pairs[:, 0] > pairs[:, 1]
+  costs = np.where(turned[:, None, None, None], np.swapaxes(costs, 1, 2), costs)
+  once, place = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
+  total = np.zeros((len(once), *costs.shape[1:]))
+  np.add.at(total, place.ravel(), costs)
+  return once.astype(np.int32), total
+
+
 def estimate(
   costs: Costs,
   sensitivities: np.ndarray,
@@ -141,4 +151,5 @@ def estimate(
     # What multiplies itself is no pair.
     own = work[same, None] * np.diagonal(joint[name])
     np.add.at(node_costs[..., i], costs.operands[same, 0], own)
-  return Estimate(loss, node_costs, costs.operands[~same], pair_costs[~same])
+  pairs, joint_costs = _merged(costs.operands[~same], pair_costs[~same])
+  return Estimate(loss, node_costs, pairs, joint_costs)

@@ -36,7 +36,8 @@ def find(name: str) -> Build:
   name, _, algorithm = name.partition(':')
   if name not in names():
     raise InputError(
-      f'unknown species {name!r}; the choices are {", ".join(names())}'
+      f'unknown species {name!r}; the choices are {", ".join(names())}, and '
+      'the teams nemo and paper'
     )
   make = importlib.import_module(f'{__name__}.{name}').make
   if not algorithm:
@@ -49,6 +50,15 @@ def find(name: str) -> Build:
 
   check_algorithm(algorithm)
   return functools.partial(make, algorithm=algorithm)
+
+
+def need_estimate(words: Sequence[str]) -> list[str]:
+  """Those of the species in a team that need the problem's estimate."""
+  modules = {
+    name: importlib.import_module(f'{__name__}.{name.partition(":")[0]}')
+    for name in team(words)
+  }
+  return [n for n, m in modules.items() if getattr(m, 'NEEDS_ESTIMATE', False)]
 
 
 def _alone(make: Build) -> Build:

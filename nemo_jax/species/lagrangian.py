@@ -9,6 +9,9 @@ from nemo_jax import estimate as estimate_lib
 from nemo_jax import variation
 from nemo_jax.base import Array, Problem, Species
 
+# Of what a problem may lack; see `estimate.of`.
+NEEDS_ESTIMATE = True
+
 
 class Genotype(NamedTuple):
   """What decides a configuration, together with the problem's estimate."""
@@ -29,7 +32,7 @@ class State(NamedTuple):
 def make(
   problem: Problem,
   population_size: int,
-  fresh_rate: float = 0.25,
+  fresh_rate: float = 0.5,
   crossover_rate: float = 0.5,
   price_std: float = 0.3,
   factor_std: float = 0.7,
@@ -45,7 +48,8 @@ def make(
   Args:
     problem: what is searched; it has an estimate.
     population_size: P.
-    fresh_rate: share of the offspring that get new prices, at random.
+    fresh_rate: share of the offspring that have new prices, at random, and
+      factors as inherited; the others mutate both.
     crossover_rate: share of the offspring that have two parents.
     price_std: of the noise on the logarithm of inherited prices.
     factor_std: of the noise on the logarithm of a factor.
@@ -100,7 +104,7 @@ def make(
     prices += price_std * jax.random.normal(key_price, prices.shape)
     renewed = jax.random.bernoulli(keys[7], fresh_rate, rows)
     prices = jnp.where(renewed, fresh_prices(key_fresh), prices)
-    return Genotype(prices, factors + jnp.where(moved, noise, 0))
+    return Genotype(prices, factors + jnp.where(moved & ~renewed, noise, 0))
 
   def ask(key, state):
     child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)

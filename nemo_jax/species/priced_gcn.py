@@ -7,6 +7,9 @@ from nemo_jax import estimate as estimate_lib
 from nemo_jax import networks, neuroevolution
 from nemo_jax.base import Problem, PyTree, Species
 
+# Of what a problem may lack; see `estimate.of`.
+NEEDS_ESTIMATE = True
+
 
 def correct(
   network: networks.GCN, problem: Problem, learned: PyTree | None = None
@@ -49,7 +52,7 @@ def correct(
     if learned is not None:
       count = len(jax.tree.leaves(learned)[0])
       row = jax.random.randint(key_network, (), 0, count)
-      weights = jax.tree.map(lambda x: x[row], learned)
+      weights = jax.tree.map(lambda x: jnp.asarray(x)[row], learned)
       return {'prices': prices, 'network': weights}
     weights = network.init(key_network, read(prices))
     last = jax.tree.map(jnp.zeros_like, weights['params']['logits'])
@@ -62,7 +65,7 @@ def correct(
     return estimate_lib.cheapest(
       problem.estimate,
       problem.allowed,
-      jnp.exp(prices + usual),
+      jnp.exp(jnp.clip(prices, -20, 20) + usual),
       jnp.exp(jnp.clip(log_factors, -10, 10)),
       hops,
     )
