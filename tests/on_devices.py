@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nemo_jax import devices, mixed_precision, nemo, quantize
-from nemo_jax.species import direct
+from nemo_jax.species import direct, lagrangian
 
 
 class Network(nn.Module):
@@ -36,8 +36,9 @@ def find_front(mesh) -> dict:
     objectives=('divergence', 'size', 'bit_operations'),
     images_at_once=5,
     mesh=mesh,
+    sensitivities=draw.random((4, 1)) / 4.0 ** np.arange(2, 9),
   )
-  species = (direct.make(problem, 10),)
+  species = (direct.make(problem, 10), lagrangian.make(problem, 10))
   init = lambda problem: nemo.init(jax.random.key(1), problem, species, 10)
   state = devices.jit(init, mesh)(problem)
   step = devices.jit(

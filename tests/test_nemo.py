@@ -147,7 +147,8 @@ def test_metrics_agree_with_the_state(history, problem):
   state, measured = history[0][-1], history[1][-1]
   filled = np.isfinite(state.archive.objectives).all(axis=1)
   owners = np.asarray(state.archive.species)[filled]
-  share = np.bincount(owners, minlength=5) / filled.sum()
+  count = len(state.species)
+  share = np.bincount(owners, minlength=count) / filled.sum()
   np.testing.assert_allclose(measured['front_share'], share, rtol=1e-6)
   points = (state.archive.objectives - problem.ideal) / (
     problem.reference - problem.ideal
@@ -373,8 +374,10 @@ def test_an_unknown_utility_lists_the_known(problem, team):
 
 
 def test_too_small_a_population_is_refused(problem, team):
-  with pytest.raises(ValueError, match='population of 7 is too small for 5'):
-    nemo.init(jax.random.key(0), problem, team, 7)
+  short, needed = 2 * len(team) - 1, len(team)
+  words = f'population of {short} is too small for {needed} species'
+  with pytest.raises(nemo.InputError, match=words):
+    nemo.init(jax.random.key(0), problem, team, short)
 
 
 def test_species_made_for_another_population_are_refused(problem):

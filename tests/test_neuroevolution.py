@@ -17,6 +17,7 @@ PLACES, GENERATIONS = 16, 3
 NETWORK = networks.GCN(num_choices=3, hidden=4)
 PROBLEM = placement_problem()
 GRAPH = networks.undirected(PROBLEM.graph)
+POLICY = neuroevolution.most_likely(PROBLEM, NETWORK)
 FAST = ['SSNE', 'SimpleGA', 'SNES', 'Open_ES']
 # What takes time here is to compile.
 quickly = functools.partial(
@@ -37,8 +38,7 @@ def finite(tree):
 
 @functools.cache
 def make(name, places=PLACES):
-  policy = neuroevolution.most_likely(PROBLEM, NETWORK)
-  return neuroevolution.make(policy, places, name)
+  return neuroevolution.make(POLICY, places, name)
 
 
 @functools.cache
@@ -110,7 +110,7 @@ def test_only_what_a_population_size_is_enough_for_is_offered():
 
 def test_an_unknown_algorithm_lists_the_known():
   with pytest.raises(InputError) as caught:
-    neuroevolution.make(PROBLEM, PLACES, NETWORK, 'Nonsense')
+    neuroevolution.make(POLICY, PLACES, 'Nonsense')
   message = str(caught.value)
   assert 'Nonsense' in message
   assert '\n' not in message
@@ -124,7 +124,7 @@ def test_an_unknown_algorithm_lists_the_known():
 )
 def test_an_odd_population_is_refused_where_pairs_are_needed(name):
   with pytest.raises(InputError, match=f'^{name}: .*even') as caught:
-    neuroevolution.make(PROBLEM, 15, NETWORK, name)
+    neuroevolution.make(POLICY, 15, name)
   assert '\n' not in str(caught.value)
 
 

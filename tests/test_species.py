@@ -71,6 +71,8 @@ def searched(name, seed=0):
   return jax.tree.map(np.asarray, search(name)(key, key))
 
 
+# They begin with the front of the estimate, which has few points here.
+INFORMED = ('direct', 'floor', 'lagrangian', 'priced_gcn')
 every_species = pytest.mark.parametrize('name', species.names())
 
 
@@ -141,8 +143,7 @@ def test_the_key_decides(name):
 def test_the_first_offspring_are_diverse(name):
   for seed in range(3):
     first = searched(name, seed).asked[0]
-    # The front of the estimate, where some begin, has few points here.
-    few = 4 if name in ('lagrangian', 'priced_gcn') else PLACES // 2
+    few = 4 if name in INFORMED else PLACES // 2
     assert len(np.unique(first, axis=0)) >= few
 
 
@@ -224,8 +225,10 @@ def test_survivors_are_what_their_genotypes_say(name):
 def test_a_species_alone_is_a_whole_search(name):
   front = jnp.asarray(brute_force_front(PROBLEM))
   best = float(nemo.hypervolume(PROBLEM, front))
-  # What is rounded down is at the highest choice in one point alone.
-  enough = 0.6 if name == 'floor' else 0.8
+  # What is rounded down is at the highest choice in one point alone, and no
+  # price is paid for overflow.
+  low = {'floor': 0.6, 'lagrangian': 0.7, 'priced_gcn': 0.7}
+  enough = low.get(name, 0.8)
   for seed in range(3):
     first, last = searched(name, seed).hypervolume[[0, -1]]
     assert first < last
