@@ -17,6 +17,7 @@ from tests.additive import additive_problem
 from tests.placement import placement_problem
 
 WIDTHS = (2, 3, 5, 8)
+OTHERS = ('priced_gcn', 'direct')  # that start from an estimate
 cheapest = jax.jit(estimate.cheapest, static_argnames='hops')
 totals_of = jax.jit(jax.vmap(estimate.totals, in_axes=(None, 0)))
 
@@ -175,7 +176,10 @@ def test_without_an_estimate_it_says_what_is_missing(name):
       species.find(name)(other, 8)
 
 
-@pytest.mark.parametrize('name', ['lagrangian', 'priced_gcn', 'direct'])
+slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('name', ['lagrangian', *map(slow, OTHERS)])
 def test_the_first_generation_is_near_the_estimates_front(name):
   problem = additive_problem()
   one = species.find(name)(problem, 32)

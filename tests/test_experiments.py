@@ -53,10 +53,16 @@ def test_knapsacks_keep_to_their_budgets(run):
   ('name', 'flag', 'words'),
   [
     ('knapsack', '--budgets=5TB', "'5TB'; they are such as 1.5MB"),
-    ('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
+    pytest.param(
+      *('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
+      marks=pytest.mark.slow,
+    ),
     ('compare', '--methods=ants', "unknown species 'ants'"),
     ('compare', '--methods=direct@fast', "ablation 'fast'; the choices are pr"),
-    ('compare', '--budget=21', 'leaves no generation of --population=20'),
+    pytest.param(
+      *('compare', '--budget=21', 'leaves no generation of --population=20'),
+      marks=pytest.mark.slow,
+    ),
     ('compare', '--seeds=0,0', 'different whole numbers'),
     ('compare', '--objectives=size,divergence', 'then one or two of size'),
     ('compare', '--objectives=divergence,top1_error,size', 'then one or two'),

@@ -16,6 +16,9 @@ from nemo_jax.quantization import lowering
 from nemo_jax.quantization.transform import inspect
 from tests import conftest
 
+# What takes time is reconstruction, which has tests of its own.
+QUICK = '--reconstruct='
+
 
 @pytest.fixture(scope='module')
 def mobilenet(shared, imagenet_tfds, cache):
@@ -222,7 +225,7 @@ def test_resnext_runs_quantized_at_full_size():
 def test_evaluate_prints_a_line_for_each_configuration(shared, cache):
   done = run(
     'evaluate',
-    *flags(shared, cache, '--test_images=500', '--bits=float,8,w4a8,4'),
+    *flags(shared, cache, '--test_images=500', '--bits=float,8,w4a8,4', QUICK),
   )
   assert done.returncode == 0, done.stderr
   lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -251,7 +254,7 @@ def front(tmp_path):
 
 
 def test_evaluate_scores_points_of_a_front(shared, cache, front):
-  common = flags(shared, cache, '--test_images=200')
+  common = flags(shared, cache, '--test_images=200', QUICK)
   done = run('evaluate', *common, f'--front={front}', '--points=1')
   assert done.returncode == 0, done.stderr
   (line,) = [json.loads(line) for line in done.stdout.splitlines()]
