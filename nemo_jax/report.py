@@ -246,11 +246,19 @@ def compare_table(summary: list[dict]) -> str:
   return '\n'.join(lines)
 
 
+def _color(index: int):
+  """A color for each of up to twenty methods."""
+  return plt.get_cmap('tab20')(index % 20)
+
+
 def _plot_curves(workdir, results: dict, methods: Sequence[str]):
-  """Hypervolume against evaluations: the mean, and its 95 % interval."""
-  figure, axes = plt.subplots(figsize=(8, 5))
+  """Hypervolume against evaluations: the mean, and its 95 % interval.
+
+  The second panel is what lies within a twentieth of the best.
+  """
+  figure, panels = plt.subplots(1, 2, figsize=(13, 5))
   last = max(c['curve'][-1][0] for m in methods for c in results[m].values())
-  grid = np.linspace(1, last, 400)
+  grid, best = np.geomspace(1, last, 400), 0.0
   for i, method in enumerate(methods):
     rows = []
     for cell in results[method].values():
@@ -258,17 +266,20 @@ def _plot_curves(workdir, results: dict, methods: Sequence[str]):
       # What was found stays found; before the first there is nothing.
       place = np.searchsorted(count, grid, side='right') - 1
       rows.append(np.where(place < 0, 0, volume[np.maximum(place, 0)]))
-    mean = np.mean(rows, axis=0)
-    axes.plot(grid, mean, color=f'C{i % 10}', label=method, lw=1.5)
-    if len(rows) > 1:
-      half = arena.interval(np.stack(rows))
+    mean, half = np.mean(rows, axis=0), arena.interval(np.stack(rows))
+    best = max(best, mean[-1])
+    for axes in panels:
+      axes.step(grid, mean, where='post', color=_color(i), label=method, lw=1.5)
       band = (mean - half, mean + half)
-      axes.fill_between(grid, *band, color=f'C{i % 10}', alpha=0.15, lw=0)
-  axes.set_xscale('log')
-  axes.set_xlabel('evaluations, with those that knowledge took')
-  axes.set_ylabel('hypervolume on the search images')
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize=8)
+      axes.fill_between(grid, *band, color=_color(i), alpha=0.15, lw=0)
+  panels[1].set_ylim(0.95 * best, 1.005 * best)
+  for axes in panels:
+    axes.set_xscale('log')
+    axes.set_xlabel('evaluations, with those that knowledge took')
+    axes.grid(alpha=0.3)
+  panels[0].set_ylabel('hypervolume on the search images')
+  panels[0].legend(fontsize=8)
+  figure.tight_layout()
   return _save(figure, workdir, 'curves.png')
 
 
@@ -288,7 +299,7 @@ def _plot_attainment(workdir, results: dict, methods, names):
         continue
       grid = np.linspace(costs.min(), costs.max(), 300)
       best = arena.attainment(fronts, grid, k)
-      axes.step(grid, best, where='post', color=f'C{i % 10}', label=method)
+      axes.step(grid, best, where='post', color=_color(i), label=method)
     axes.set_yscale('log')
     axes.set_xlabel(_label(names[k]))
     axes.set_ylabel(_label(names[0]))
