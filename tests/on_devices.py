@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nemo_jax import devices, mixed_precision, nemo, quantize
-from nemo_jax.species import direct, lagrangian
+from nemo_jax.species import lagrangian
 
 
 class Network(nn.Module):
@@ -38,7 +38,7 @@ def find_front(mesh) -> dict:
     mesh=mesh,
     sensitivities=draw.random((4, 1)) / 4.0 ** np.arange(2, 9),
   )
-  species = (direct.make(problem, 10), lagrangian.make(problem, 10))
+  species = (lagrangian.make(problem, 10),)
   init = lambda problem: nemo.init(jax.random.key(1), problem, species, 10)
   state = devices.jit(init, mesh)(problem)
   step = devices.jit(

@@ -63,6 +63,7 @@ def test_a_rival_says_whether_it_is_informed(name):
   assert (name in informed) == baselines.find(name).INFORMED
 
 
+@pytest.mark.slow
 def test_where_the_estimate_is_the_truth_knowledge_is_ahead():
   volume = {n: run(n, 120)[1].curve[-1][1] for n in baselines.names()}
   for name in ('mckp', 'integer_program'):

@@ -32,6 +32,10 @@ def run(cache, digits):
   return run
 
 
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def rows_of(table: str) -> list[list[str]]:
   """The cells of the lines of a Markdown table, without its head."""
   lines = re.findall(r'^\| (?!---)(.*) \|$', table, re.M)
@@ -53,20 +57,18 @@ def test_knapsacks_keep_to_their_budgets(run):
   ('name', 'flag', 'words'),
   [
     ('knapsack', '--budgets=5TB', "'5TB'; they are such as 1.5MB"),
-    pytest.param(
-      *('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
-      marks=pytest.mark.slow,
-    ),
+    slow('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
     ('compare', '--methods=ants', "unknown species 'ants'"),
-    ('compare', '--methods=direct@fast', "ablation 'fast'; the choices are pr"),
-    pytest.param(
-      *('compare', '--budget=21', 'leaves no generation of --population=20'),
-      marks=pytest.mark.slow,
+    slow(
+      'compare', '--methods=direct@fast', "ablation 'fast'; the choices are pr"
     ),
-    ('compare', '--seeds=0,0', 'different whole numbers'),
-    ('compare', '--objectives=size,divergence', 'then one or two of size'),
+    slow('compare', '--budget=21', 'leaves no generation of --population=20'),
+    slow('compare', '--seeds=0,0', 'different whole numbers'),
+    slow('compare', '--objectives=size,divergence', 'then one or two of size'),
     ('compare', '--objectives=divergence,top1_error,size', 'then one or two'),
-    ('transfer', '--budget=2', 'at least one generation of --population=20'),
+    slow(
+      'transfer', '--budget=2', 'at least one generation of --population=20'
+    ),
   ],
 )
 def test_bad_input_is_one_line(run, tmp_path, name, flag, words):

@@ -298,6 +298,7 @@ def test_a_channel_apart_is_brought_in_line():
   assert errors[1] < errors[0] / 100
 
 
+@pytest.mark.slow
 def test_ranges_by_the_output_leave_less_error_in_it(network):
   """At 3 bits, of every activation in turn."""
   quantized, variables, images = network

@@ -243,6 +243,7 @@ def exact_measured(case):
 # The estimates.
 
 
+@pytest.mark.slow
 def test_the_banks_have_what_they_are_here_for():
   """Shifts, equalizers, and a weight that is rounded to nearest."""
   held = [make(name).quantized.bank for name in CASES]
