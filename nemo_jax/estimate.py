@@ -7,6 +7,8 @@ solve for bit-widths. All prices together give the convex front of the estimate.
 """
 
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -184,14 +186,38 @@ def draw_prices(key: Array, rates: Array, span: Array, count: int) -> Array:
   return level[:, None] * jnp.maximum(share, 1e-6) / span
 
 
-def front(key: Array, problem: Problem, count: int) -> Array:
-  """int32[count, N]: what is cheapest by the estimate, at prices at random.
+class Market(NamedTuple):
+  """What prices do to the choices of one problem."""
+
+  usual: Array  # float32[C], logarithms of prices in the middle of the front
+  draw: Callable[[Array, int], Array]  # (key, count) -> prices [count, C]
+  solve: Callable[[Array, Array], Array]
+  # (prices [C], factors [N]) -> choices [N], see `cheapest`
+
+
+def market(problem: Problem) -> Market:
+  """The market of a problem; what it needs is computed here, once.
 
   Raises:
     InputError: as for `of`.
   """
   known = of(problem)
   rates, span, hops = exchange_rates(known), spans(known), rounds(known)
-  ones = jnp.ones(len(known.loss))
-  solve = lambda prices: cheapest(known, problem.allowed, prices, ones, hops)
-  return jax.vmap(solve)(draw_prices(key, rates, span, count))
+  return Market(
+    usual=jnp.asarray(np.log(rates).mean() - np.log(span), jnp.float32),
+    draw=lambda key, count: draw_prices(key, rates, span, count),
+    solve=lambda prices, factors: cheapest(
+      known, problem.allowed, prices, factors, hops
+    ),
+  )
+
+
+def front(key: Array, problem: Problem, count: int) -> Array:
+  """int32[count, N]: what is cheapest by the estimate, at prices at random.
+
+  Raises:
+    InputError: as for `of`.
+  """
+  _, draw, solve = market(problem)
+  ones = jnp.ones(problem.allowed.shape[0])
+  return jax.vmap(lambda prices: solve(prices, ones))(draw(key, count))

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate as estimate_lib
-from nemo_jax import variation
+from nemo_jax import estimate, variation
 from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -58,18 +57,12 @@ def make(
   Raises:
     InputError: the problem has no estimate.
   """
-  estimate = estimate_lib.of(problem)
-  span, rates = (
-    estimate_lib.spans(estimate),
-    estimate_lib.exchange_rates(estimate),
-  )
-  hops = estimate_lib.rounds(estimate)
+  market = estimate.market(problem)
   nodes = problem.allowed.shape[0]
   rows = (population_size, 1)
 
   def fresh_prices(key):
-    prices = estimate_lib.draw_prices(key, rates, span, population_size)
-    return jnp.log(prices)
+    return jnp.log(market.draw(key, population_size))
 
   def fresh(key, state):
     del state
@@ -108,14 +101,8 @@ def make(
 
   def ask(key, state):
     child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)
-    solve = lambda genotype: estimate_lib.cheapest(
-      problem.estimate,
-      problem.allowed,
-      jnp.exp(genotype.log_prices),
-      jnp.exp(genotype.log_factors),
-      hops,
-    )
-    return jax.vmap(solve)(child), state._replace(offspring=child)
+    asked = jax.vmap(market.solve)(*map(jnp.exp, child))
+    return asked, state._replace(offspring=child)
 
   def tell(key, state, feedback):
     del key

@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate as estimate_lib
-from nemo_jax import networks, neuroevolution
+from nemo_jax import estimate, networks, neuroevolution
 from nemo_jax.base import Problem, PyTree, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -31,24 +30,17 @@ def correct(
   Raises:
     InputError: the problem has no estimate.
   """
-  estimate = estimate_lib.of(problem)
-  span, rates = (
-    estimate_lib.spans(estimate),
-    estimate_lib.exchange_rates(estimate),
-  )
-  hops = estimate_lib.rounds(estimate)
+  market = estimate.market(problem)
   graph = networks.undirected(jax.device_get(problem.graph))
-  # Prices as networks see them: in units of what is usual for this problem.
-  usual = jnp.mean(jnp.log(rates)) - jnp.log(span)
 
+  # Prices are logarithms, in units of what is usual for this problem.
   def read(prices):
-    seen = jnp.broadcast_to(prices / 5, (len(problem.allowed), len(span)))
+    seen = jnp.broadcast_to(prices / 5, (len(problem.allowed), len(prices)))
     return graph._replace(nodes=jnp.concatenate([graph.nodes, seen], axis=1))
 
   def start(key):
     key_prices, key_network = jax.random.split(key)
-    prices = estimate_lib.draw_prices(key_prices, rates, span, 1)[0]
-    prices = jnp.log(prices) - usual
+    prices = jnp.log(market.draw(key_prices, 1)[0]) - market.usual
     if learned is not None:
       count = len(jax.tree.leaves(learned)[0])
       row = jax.random.randint(key_network, (), 0, count)
@@ -62,12 +54,9 @@ def correct(
   def choose(weights):
     prices = weights['prices']
     log_factors = network.apply(weights['network'], read(prices))[:, 0]
-    return estimate_lib.cheapest(
-      problem.estimate,
-      problem.allowed,
-      jnp.exp(jnp.clip(prices, -20, 20) + usual),
+    return market.solve(
+      jnp.exp(jnp.clip(prices, -20, 20) + market.usual),
       jnp.exp(jnp.clip(log_factors, -10, 10)),
-      hops,
     )
 
   return neuroevolution.Policy(start, choose)
