@@ -262,10 +262,24 @@ def run() -> None:
       print(f'picture   {path}')
 
 
+def read_results(path: pathlib.Path) -> dict:
+  """The cells that are done.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  if not path.exists():
+    return {}
+  try:
+    return dict(json.loads(path.read_text()))
+  except (TypeError, ValueError) as error:
+    raise InputError(f'{path} is damaged: {error}; delete it') from error
+
+
 def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
   """The cells of all methods and seeds; those that are done are read."""
   path = folder / 'compare.json'
-  results = json.loads(path.read_text()) if path.exists() else {}
+  results = read_results(path)
   missing = {
     method: [s for s in FLAGS.seeds if s not in results.get(method, {})]
     for method in FLAGS.methods

@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from experiments import compare
+from nemo_jax.base import InputError
+
 ROOT = pathlib.Path(__file__).parent.parent
 # What takes time is reconstruction, which has tests of its own.
 QUICK = ('--reconstruct=', '--calibration=min_max')
@@ -78,6 +81,14 @@ def test_bad_input_is_one_line(run, tmp_path, name, flag, words):
   assert 'Traceback' not in error
 
 
+@pytest.mark.parametrize('text', ['{"nemo": ', '7'])
+def test_damaged_results_are_named(tmp_path, text):
+  path = tmp_path / 'compare.json'
+  path.write_text(text)
+  with pytest.raises(InputError, match='compare.json is damaged.*delete it'):
+    compare.read_results(path)
+
+
 @pytest.mark.slow
 def test_evaluate_scores_the_digits(run):
   output, error = run('evaluate', '--bits=float,8,w2a8')
@@ -105,16 +116,16 @@ def test_sensitivities_are_told_apart(run):
 def test_compare_resumes_and_prints_its_tables(run, tmp_path):
   flags = (f'--workdir={tmp_path}', '--budget=60', '--population=8')
 
-  def compare(*more):
+  def compared(*more):
     output, error = run('compare', *flags, *more)
     assert not error
     return output
 
-  first = compare('--methods=lagrangian,uniform', '--seeds=0')
+  first = compared('--methods=lagrangian,uniform', '--seeds=0')
   assert '| lagrangian |' in first
   before = json.loads((tmp_path / 'compare.json').read_text())
   methods = '--methods=lagrangian,uniform,mckp,paper@featureless'
-  second = compare(methods, '--seeds=0,1')
+  second = compared(methods, '--seeds=0,1')
   assert 'of 2)' in second
   after = json.loads((tmp_path / 'compare.json').read_text())
   assert after['lagrangian']['0'] == before['lagrangian']['0']
