@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from nemo_jax import networks
+from nemo_jax import networks, variation
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -143,11 +143,7 @@ def _where(rows: Array, yes: PyTree, no: PyTree) -> PyTree:
 
 def _survivors(state: State, feedback: Feedback) -> PyTree:
   """The networks that live on, in the rows of the population."""
-  return jax.tree.map(
-    lambda old, new: jnp.concatenate([old, new])[feedback.source],
-    state.members,
-    state.asked,
-  )
+  return variation.survivors(state.members, state.asked, feedback.source)
 
 
 class Policy(NamedTuple):

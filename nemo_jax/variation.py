@@ -1,9 +1,9 @@
-"""Variation operators on a whole population: selection, crossover, mutation."""
+"""Operators on a whole population: selection, crossover, mutation, survival."""
 
 import jax
 import jax.numpy as jnp
 
-from nemo_jax.base import Array
+from nemo_jax.base import Array, PyTree
 
 
 def tournament(key: Array, rank: Array, candidates: Array) -> Array:
@@ -101,3 +101,15 @@ def nearest_allowed(choices: Array, allowed: Array) -> Array:
   distance = jnp.where(allowed[:, None, :], distance, allowed.shape[1])
   table = jnp.argmin(distance, axis=-1).astype(jnp.int32)  # [N, K wanted]
   return table[jnp.arange(allowed.shape[0]), choices]
+
+
+def survivors(parents: PyTree, offspring: PyTree, source: Array) -> PyTree:
+  """The genotypes that live on, in the rows of the population.
+
+  Args:
+    parents: [P, ...] each.
+    offspring: [P, ...] each, as asked.
+    source: int32[P], see `Feedback.source`.
+  """
+  pick = lambda old, new: jnp.concatenate([old, new])[source]
+  return jax.tree.map(pick, parents, offspring)

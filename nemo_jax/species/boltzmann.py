@@ -125,10 +125,8 @@ def make(
 
   def tell(key, state, feedback):
     del key
-    parents = jax.tree.map(
-      lambda old, new: jnp.concatenate([old, new])[feedback.source],
-      state.parents,
-      state.offspring,
+    parents = variation.survivors(
+      state.parents, state.offspring, feedback.source
     )
     return state._replace(
       parents=parents,

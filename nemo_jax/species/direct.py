@@ -109,9 +109,10 @@ def make(
 
   def tell(key, state, feedback):
     del key
-    both = jnp.concatenate([state.parents, state.offspring])
     return State(
-      parents=both[feedback.source],
+      parents=variation.survivors(
+        state.parents, state.offspring, feedback.source
+      ),
       offspring=state.offspring,
       own=feedback.own,
       population=feedback.population,
