@@ -36,7 +36,8 @@ flags.DEFINE_list(
   'teams of species joined by +, "nemo" (the default team of a search), '
   f'"paper", or rivals: {", ".join(baselines.names())}; the first is compared '
   'with each of the others. Behind a team and @: proportional, equal, '
-  'hypervolume, front_count, featureless, edgeless, data_flow or blind',
+  'hypervolume, front_count, featureless, edgeless, data_flow, unscreened '
+  'or blind',
 )
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
 flags.register_validator(
@@ -74,6 +75,7 @@ ABLATIONS = {
   'featureless': {},  # nodes know their place alone
   'edgeless': {},  # no node sees another
   'data_flow': {},  # not the paper's chain
+  'unscreened': {'screen': False},
   'blind': {},  # no sensitivities
 }
 SCORES = ('search', 'unseen', 'unseen_top1')

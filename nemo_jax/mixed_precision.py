@@ -234,6 +234,11 @@ def make_problem(
       ]
     )
 
+  def exact(data: Data, choices: Array) -> Array:
+    bits = data.bit_widths[choices]
+    rest = objectives[1:]
+    return jnp.stack([_cost(name, quantized.costs, bits) for name in rest])
+
   shape = (len(quantized.quantizers), len(widths))
   allowed = np.ones(shape, bool) if allowed is None else allowed
   _check_allowed(allowed, shape)
@@ -257,6 +262,7 @@ def make_problem(
     mesh=mesh,
     data_specs=specs,
     estimate=known,
+    costs=exact if set(objectives[1:]) <= set(COSTS) else None,
   )
 
 

@@ -1,6 +1,7 @@
 """NEMO's generation (arXiv 2106.07611) for any problem and any species.
 
-Five steps: every species makes offspring and they are evaluated; the utility
+Five steps: every species makes offspring and they are evaluated, first those
+that a surrogate expects most of, if the problem has an estimate; the utility
 of a species is its R2 indicator; an upper confidence bound of the utility sets
 its size; parents and offspring of all species are ranked together by NSGA-III;
 each species fills its size with its own best.
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nemo_jax import pareto
+from nemo_jax import pareto, surrogate
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -40,6 +42,7 @@ class State(NamedTuple):
   species: tuple[Any, ...]  # the private state of each
   evaluations: Array  # int32[S], done for each species
   failures: Array  # int32[], evaluations that came back NaN
+  seen: Population  # [W, ...], the last evaluations, to foretell others from
 
 
 def check_size(population_size: int, species: int) -> None:
@@ -79,6 +82,7 @@ def init(
     species=tuple(s.init(k) for s, k in zip(species, keys, strict=True)),
     evaluations=jnp.zeros(len(species), jnp.int32),
     failures=jnp.zeros((), jnp.int32),
+    seen=pareto.empty_population(surrogate.MEMORY, nodes, objectives),
   )
 
 
@@ -133,22 +137,49 @@ def allocate(
 
 
 class _Offspring(NamedTuple):
-  """What the species proposed, and which of it was evaluated."""
+  """What the species proposed, R rows in all, and which of it was evaluated."""
 
   population: Population  # [P, ...]
-  asked: Array  # [S, P, N] int32, all proposals
-  queue: Array  # [S, P] int32, rows of `asked` in order of preference
-  row: Array  # [P] int32, the row of `asked[owner]` behind each offspring
+  asked: Array  # [R, N] int32, all proposals, rows of a species together
+  start: Array  # [S] int32, the first row of each species
+  queue: Array  # [R] int32, the same rows in order of preference
+  row: Array  # [P] int32, the row of `asked` behind each offspring
   failures: Array  # int32[]
 
 
-def _breed(keys, state, problem, species, batch_size):
+def _queue(key, state, problem, asked, proposer, screen: bool) -> Array:
+  """int32[R]: rows of the proposals, by species, what to evaluate first.
+
+  That is what is neither alive, in the archive, nor proposed twice; and of this
+  what promises most, where the problem lets that be foretold.
+  """
+  living = jnp.all(jnp.isfinite(state.population.objectives), axis=-1)
+  archived = jnp.all(jnp.isfinite(state.archive.objectives), axis=-1)
+  rows = [state.archive.choices, state.population.choices, asked]
+  known = [archived, living, jnp.ones(len(asked), bool)]
+  repeated = pareto.duplicated(jnp.concatenate(rows), jnp.concatenate(known))
+  repeated = repeated[-len(asked) :]
+  if not (screen and surrogate.applies(problem)):
+    return jnp.lexsort((repeated, proposer))
+  turn = surrogate.turns(
+    key,
+    problem,
+    state.seen,
+    state.archive,
+    asked,
+    jnp.where(repeated, -1, proposer),
+    state.population.species,
+  )
+  return jnp.lexsort((turn, repeated, proposer))
+
+
+def _breed(key, state, problem, species, screen, batch_size):
   """Step 1: the offspring of all species, evaluated, and their new states.
 
-  Every species proposes P rows, which is cheap; as many as it has places are
-  evaluated, those first that are neither alive, in the archive, nor proposed
-  twice.
+  Every species proposes P rows or more, which is cheap; as many as it has
+  places are evaluated, in the order of `_queue`.
   """
+  *keys, queue_key = jax.random.split(key, len(species) + 1)
   asked, states = zip(
     *(
       s.ask(k, st)
@@ -157,29 +188,25 @@ def _breed(keys, state, problem, species, batch_size):
     strict=True,
   )
   owners = state.population.species
-  for proposed in asked:
-    if proposed.shape[0] != owners.shape[0]:
-      raise InputError(
-        f'a species was made for a population of {proposed.shape[0]}; this '
-        f'one has {owners.shape[0]}'
-      )
-  asked = jnp.stack(asked)
-  living = jnp.all(jnp.isfinite(state.population.objectives), axis=-1)
-  archived = jnp.all(jnp.isfinite(state.archive.objectives), axis=-1)
-  proposals = asked.reshape(-1, asked.shape[-1])
-  rows = [state.archive.choices, state.population.choices, proposals]
-  known = [archived, living, jnp.ones(len(proposals), bool)]
-  repeated = pareto.duplicated(jnp.concatenate(rows), jnp.concatenate(known))
-  repeated = repeated[-len(proposals) :].reshape(asked.shape[:2])
-  queue = jnp.argsort(repeated, axis=-1)
-  row = queue[owners, _place(owners)]
-  choices = asked[owners, row]
+  counts = [len(proposed) for proposed in asked]
+  if min(counts) < len(owners):
+    raise InputError(
+      f'a species was made for a population of {min(counts)}; this one has '
+      f'{len(owners)}'
+    )
+  asked = jnp.concatenate(asked)
+  start = np.cumsum([0, *counts[:-1]])
+  proposer = np.repeat(np.arange(len(species)), counts)
+  queue = _queue(queue_key, state, problem, asked, proposer, screen)
+  row = queue[jnp.asarray(start)[owners] + _place(owners)]
+  choices = asked[row]
   objectives = evaluate(problem, choices, batch_size).astype(jnp.float32)
   failed = jnp.any(jnp.isnan(objectives), axis=-1)
   objectives = jnp.where(failed[:, None], jnp.inf, objectives)
   population = Population(choices, objectives, owners)
   failures = jnp.sum(failed).astype(jnp.int32)
-  return _Offspring(population, asked, queue, row, failures), states
+  offspring = _Offspring(population, asked, start, queue, row, failures)
+  return offspring, states
 
 
 def _survive(rank, pool, offspring, sizes):
@@ -204,23 +231,23 @@ def _survive(rank, pool, offspring, sizes):
   evaluated = jax.ops.segment_sum(
     jnp.ones(places, jnp.int32), offspring.population.species, count
   )
+  start = jnp.asarray(offspring.start)[owners]
   spare = evaluated[owners] + place - members[owners]
-  spare = offspring.queue[owners, jnp.clip(spare, 0, places - 1)]
+  spare = offspring.queue[start + jnp.clip(spare, 0, places - 1)]
   parent = chosen < places
-  source = jnp.where(
-    parent,
-    chosen,
-    places + offspring.row[jnp.where(parent, 0, chosen - places)],
+  row = jnp.where(
+    kept, offspring.row[jnp.where(parent, 0, chosen - places)], spare
   )
-  source = jnp.where(kept, source, places + spare).astype(jnp.int32)
+  source = jnp.where(kept & parent, chosen, places + row - start)
   population = Population(
     choices=jnp.where(
-      kept[:, None], pool.choices[chosen], offspring.asked[owners, spare]
+      kept[:, None], pool.choices[chosen], offspring.asked[spare]
     ),
     objectives=jnp.where(kept[:, None], pool.objectives[chosen], jnp.inf),
     species=owners,
   )
-  return population, jnp.where(kept, rank[chosen], jnp.inf), source
+  rank = jnp.where(kept, rank[chosen], jnp.inf)
+  return population, rank, source.astype(jnp.int32)
 
 
 def _metrics(state: State, problem: Problem, utility, directions) -> dict:
@@ -291,6 +318,7 @@ def step(
   *,
   exploration: float = 1.0,
   utility: str = 'r2',
+  screen: bool = True,
   partitions: int = 12,
   batch_size: int | None = None,
 ) -> tuple[State, dict[str, Array]]:
@@ -306,6 +334,8 @@ def step(
     species: the tuple that `init` was given.
     exploration: weight of the confidence bonus in `allocate`.
     utility: by which species get their sizes, one of UTILITIES.
+    screen: of what a species proposes, what promises most is evaluated, where
+      the problem lets that be foretold (see `surrogate.applies`).
     partitions: of the reference directions, see `pareto.reference_directions`.
     batch_size: candidates evaluated at once, see `evaluate`.
 
@@ -320,13 +350,13 @@ def step(
   if utility == 'hypervolume' and problem.ideal.shape[0] not in (2, 3):
     raise InputError('hypervolume as utility needs two or three objectives')
   key = jax.random.fold_in(key, state.generation)
-  ask_key, rank_key, tell_key = jax.random.split(key, 3)
+  ask_key, rank_key, tell_key, seen_key = jax.random.split(key, 4)
   count = len(species)
   places = state.population.species.shape[0]
   directions = pareto.reference_directions(problem.ideal.shape[0], partitions)
 
   offspring, states = _breed(
-    jax.random.split(ask_key, count), state, problem, species, batch_size
+    ask_key, state, problem, species, screen, batch_size
   )
   evaluations = state.evaluations + jax.ops.segment_sum(
     jnp.ones(places, jnp.int32), state.population.species, count
@@ -356,15 +386,12 @@ def step(
   )
   told = []
   tell_keys = jax.random.split(tell_key, count)
+  fitness = jnp.full(len(offspring.asked), jnp.inf)
+  fitness = fitness.at[offspring.row].set(rank[places:])
+  fitness = jnp.split(fitness, offspring.start[1:])
   for i, one in enumerate(species):
-    mine = offspring.population.species == i
-    fitness = (
-      jnp.full(places, jnp.inf)
-      .at[jnp.where(mine, offspring.row, places)]
-      .set(rank[places:], mode='drop')
-    )
     feedback = Feedback(
-      population, kept_rank, population.species == i, source, fitness
+      population, kept_rank, population.species == i, source, fitness[i]
     )
     told.append(one.tell(tell_keys[i], states[i], feedback))
 
@@ -375,6 +402,7 @@ def step(
     species=tuple(told),
     evaluations=evaluations,
     failures=state.failures + offspring.failures,
+    seen=surrogate.remember(seen_key, state.seen, offspring.population),
   )
   # One trace for a whole run: no leaf may change its type or be weakly typed.
   new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from nemo_jax import networks, variation
+from nemo_jax import networks as networks_lib
+from nemo_jax import variation
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -31,7 +32,7 @@ class State(NamedTuple):
   """Networks run parallel to the population; and the algorithm's own state."""
 
   members: PyTree  # weights, [P, ...] each
-  asked: PyTree  # weights, [P, ...] each
+  asked: PyTree  # weights, [Q, ...] each
   algorithm: Any
   places: Array  # int32[], of the population, that are this species' own
 
@@ -104,7 +105,7 @@ def _tell_population(algorithm, key, state, feedback, params):
   rank = jnp.where(feedback.own, feedback.rank, jnp.inf)
   order = jnp.lexsort((rank, ~feedback.own))
   count = jnp.maximum(jnp.sum(feedback.own), 1)
-  repeated = order[jnp.arange(order.shape[0]) % count]
+  repeated = order[jnp.arange(len(feedback.fitness)) % count]
   members = _survivors(state, feedback)
   flat = jax.vmap(algorithm._ravel_solution)(members)
   fitness = jnp.where(jnp.isfinite(rank), rank, 1e9)[repeated]
@@ -133,7 +134,7 @@ def _tell_distribution(algorithm, key, state, feedback, params):
 
 
 def _where(rows: Array, yes: PyTree, no: PyTree) -> PyTree:
-  """Rows of one tree where True [P], of the other elsewhere."""
+  """Rows of one tree where True [Q], of the other elsewhere."""
   return jax.tree.map(
     lambda a, b: jnp.where(jnp.expand_dims(rows, range(1, a.ndim)), a, b),
     yes,
@@ -160,7 +161,7 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
     problem: what is searched; its graph is what the network reads.
     network: a module from a graph to logits [N, K].
   """
-  graph = networks.undirected(jax.device_get(problem.graph))
+  graph = networks_lib.undirected(jax.device_get(problem.graph))
 
   def choose(weights):
     logits = network.apply(weights, graph)
@@ -171,7 +172,10 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
 
 
 def make(
-  policy: Policy, population_size: int, algorithm: str = 'SSNE'
+  policy: Policy,
+  population_size: int,
+  algorithm: str = 'SSNE',
+  proposals: int = NETWORKS_AT_ONCE,
 ) -> Species:
   """A species of weights, evolved by SSNE or by any evosax algorithm.
 
@@ -179,41 +183,44 @@ def make(
     policy: what the weights decide.
     population_size: P.
     algorithm: one of `algorithms()`.
+    proposals: Q, how many networks it makes; P if that is more.
 
   Raises:
-    InputError: the algorithm is unknown, or not for this population size.
+    InputError: the algorithm is unknown, or not for this many networks.
   """
   start = policy.start
   weights = jax.eval_shape(start, jax.random.key(0))
   weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
   nodes = jax.eval_shape(policy.choose, weights).shape
-  evolver = _build(algorithm, population_size, weights)
+  networks = max(population_size, proposals)
+  evolver = _build(algorithm, networks, weights)
   params = evolver.default_params
   # All batches alike, or a second program would be compiled for the last one.
-  sizes = range(1, min(NETWORKS_AT_ONCE, population_size) + 1)
-  at_once = max(size for size in sizes if population_size % size == 0)
+  sizes = range(1, min(NETWORKS_AT_ONCE, networks) + 1)
+  at_once = max(size for size in sizes if networks % size == 0)
   has_population = isinstance(evolver, PopulationBasedAlgorithm)
   tell_one = _tell_population if has_population else _tell_distribution
 
   def init(key):
-    keys = jax.random.split(key, population_size + 1)
-    members = jax.vmap(start)(keys[1:])
+    keys = jax.random.split(key, networks + 1)
+    asked = jax.vmap(start)(keys[1:])
+    members = jax.tree.map(lambda x: x[:population_size], asked)
     if has_population:
-      unknown = jnp.full(population_size, 1e9, jnp.float32)
-      inner = evolver.init(keys[0], members, unknown, params)
+      unknown = jnp.full(networks, 1e9, jnp.float32)
+      inner = evolver.init(keys[0], asked, unknown, params)
     else:
-      mean = jax.tree.map(lambda x: x[0], members)
+      mean = jax.tree.map(lambda x: x[0], asked)
       inner = evolver.init(keys[0], mean, params)
     # evosax leaves weakly typed numbers behind, which would be traced twice.
     inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
-    return State(members, members, inner, jnp.int32(population_size))
+    return State(members, asked, inner, jnp.int32(population_size))
 
   def choose_first(weights, needed):
-    """Choices [P, N] of the first networks; then the first one's, repeated."""
+    """Choices [Q, N] of the first networks; then the first one's, repeated."""
     blocks = jax.tree.map(
       lambda x: x.reshape(-1, at_once, *x.shape[1:]), weights
     )
-    starts = jnp.arange(0, population_size, at_once)
+    starts = jnp.arange(0, networks, at_once)
 
     def choose_block(block):
       start, some = block
@@ -223,12 +230,12 @@ def make(
 
     choices = jax.lax.map(choose_block, (starts, blocks))
     ran = jnp.repeat(starts < needed, at_once)
-    choices = choices.reshape(population_size, -1)
+    choices = choices.reshape(networks, -1)
     return jnp.where(ran[:, None], choices, choices[0])
 
   def ask(key, state):
     asked, inner = evolver.ask(key, state.algorithm, params)
-    # Half may be repetitions before an evaluation is wasted on one.
+    # Some are repetitions, or promise little.
     needed = jnp.maximum(2 * state.places, NETWORKS_AT_ONCE)
     choices = choose_first(asked, needed)
     return choices, state._replace(asked=asked, algorithm=inner)

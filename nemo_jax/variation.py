@@ -6,19 +6,23 @@ import jax.numpy as jnp
 from nemo_jax.base import Array, PyTree
 
 
-def tournament(key: Array, rank: Array, candidates: Array) -> Array:
-  """int32[P]: row indices, each the better ranked of two random candidates.
+def tournament(
+  key: Array, rank: Array, candidates: Array, count: int | None = None
+) -> Array:
+  """int32[count]: row indices, each the better of two random candidates.
 
   Args:
     key: random key.
     rank: [P] float32, lower is better.
     candidates: bool[P], the rows to draw from. If there are none, all rows
       are drawn from.
+    count: of the winners; P if absent.
   """
   places = rank.shape[0]
+  count = places if count is None else count
   candidates |= ~jnp.any(candidates)
   (rows,) = jnp.nonzero(candidates, size=places)
-  drawn = jax.random.randint(key, (2, places), 0, jnp.sum(candidates))
+  drawn = jax.random.randint(key, (2, count), 0, jnp.sum(candidates))
   one, two = rows[drawn]
   return jnp.where(rank[one] <= rank[two], one, two)
 
@@ -108,7 +112,7 @@ def survivors(parents: PyTree, offspring: PyTree, source: Array) -> PyTree:
 
   Args:
     parents: [P, ...] each.
-    offspring: [P, ...] each, as asked.
+    offspring: [Q, ...] each, as asked.
     source: int32[P], see `Feedback.source`.
   """
   pick = lambda old, new: jnp.concatenate([old, new])[source]

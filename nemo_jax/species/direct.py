@@ -1,5 +1,6 @@
 """Continuous direct search: a real vector, rounded to the nearest choice."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ class State(NamedTuple):
   """Parents, run parallel to the population, and the last offspring."""
 
   parents: Array  # [P, N] float32, each in [0, K - 1]
-  offspring: Array  # [P, N] float32
+  offspring: Array  # [Q, N] float32
   own: Array  # [P] bool, the rows that are this species'
   population: Population  # of all species
   rank: Array  # [P] float32, of the population, +inf where not evaluated
@@ -27,6 +28,7 @@ def make(
   crossover_rate: float = 0.9,
   mutation_eta: float = 20.0,
   guest_rate: float = 0.5,
+  proposals: int = 256,
 ) -> Species:
   """A species of real vectors under SBX and polynomial mutation.
 
@@ -46,23 +48,24 @@ def make(
     mutation_eta: distribution index of the mutation.
     guest_rate: probability that a parent is drawn from all species rather
       than from this one; 0 is the paper's species.
+    proposals: Q, how many it makes; P if that is more.
   """
   nodes, choices = problem.allowed.shape
-  shape = (population_size, nodes)
+  shape = (max(population_size, proposals), nodes)
   top = float(choices - 1)
   middle = 0.5 if rounding is jnp.floor else 0.0
 
   def init(key):
     del key
     empty = Population(
-      choices=jnp.zeros(shape, jnp.int32),
+      choices=jnp.zeros((population_size, nodes), jnp.int32),
       objectives=jnp.full(
         (population_size, problem.ideal.shape[0]), jnp.inf, jnp.float32
       ),
       species=jnp.full(population_size, -1, jnp.int32),
     )
     return State(
-      parents=jnp.zeros(shape, jnp.float32),
+      parents=jnp.zeros((population_size, nodes), jnp.float32),
       offspring=jnp.zeros(shape, jnp.float32),
       own=jnp.zeros(population_size, bool),
       population=empty,
@@ -70,12 +73,13 @@ def make(
     )
 
   def select(key, state):
-    """[P, N] float32: parents, won in tournaments among own or all rows."""
+    """[Q, N] float32: parents, won in tournaments among own or all rows."""
     key_own, key_all, key_guest = jax.random.split(key, 3)
+    win = functools.partial(variation.tournament, count=shape[0])
     rank = jnp.where(state.own, state.rank, jnp.inf)
-    own = state.parents[variation.tournament(key_own, rank, state.own)]
+    own = state.parents[win(key_own, rank, state.own)]
     known = jnp.isfinite(state.rank)
-    guest = variation.tournament(key_all, state.rank, known)
+    guest = win(key_all, state.rank, known)
     vector = jnp.minimum(state.population.choices[guest] + middle, top)
     # A guest that is of this species needs no reading.
     vector = jnp.where(state.own[guest][:, None], state.parents[guest], vector)
@@ -95,7 +99,7 @@ def make(
     if not estimate.is_known(problem):
       return jax.random.uniform(key, shape, maxval=top)
     key_front, key_move = jax.random.split(key)
-    known = estimate.front(key_front, problem, population_size) + middle
+    known = estimate.front(key_front, problem, shape[0]) + middle
     known = jnp.minimum(known, top).astype(jnp.float32)
     return variation.polynomial_mutation(
       key_move, known, 0.0, top, mutation_eta

@@ -15,15 +15,15 @@ NEEDS_ESTIMATE = True
 class Genotype(NamedTuple):
   """What decides a configuration, together with the problem's estimate."""
 
-  log_prices: Array  # [P, C] float32
-  log_factors: Array  # [P, N] float32, of the estimated loss at each node
+  log_prices: Array  # [..., C] float32
+  log_factors: Array  # [..., N] float32, of the estimated loss at each node
 
 
 class State(NamedTuple):
   """Parents, run parallel to the population, and the last offspring."""
 
-  parents: Genotype
-  offspring: Genotype
+  parents: Genotype  # [P, ...] each
+  offspring: Genotype  # [Q, ...] each
   rank: Array  # [P] float32, +inf where the row is not this species'
   own: Array  # [P] bool
 
@@ -36,6 +36,7 @@ def make(
   price_std: float = 0.3,
   factor_std: float = 0.7,
   factor_rate: float = 0.1,
+  proposals: int = 256,
 ) -> Species:
   """A species that corrects the estimate by what is measured.
 
@@ -53,27 +54,23 @@ def make(
     price_std: of the noise on the logarithm of inherited prices.
     factor_std: of the noise on the logarithm of a factor.
     factor_rate: share of the factors that it is added to.
+    proposals: Q, how many it makes; P if that is more.
 
   Raises:
     InputError: the problem has no estimate.
   """
   market = estimate.market(problem)
   nodes = problem.allowed.shape[0]
-  rows = (population_size, 1)
+  count = max(population_size, proposals)
 
-  def fresh_prices(key):
-    return jnp.log(market.draw(key, population_size))
-
-  def fresh(key, state):
-    del state
-    factors = jnp.zeros((population_size, nodes), jnp.float32)
-    return Genotype(fresh_prices(key), factors)
+  def fresh(key, count=count):
+    factors = jnp.zeros((count, nodes), jnp.float32)
+    return Genotype(jnp.log(market.draw(key, count)), factors)
 
   def init(key):
-    start = fresh(key, None)
     return State(
-      parents=start,
-      offspring=start,
+      parents=fresh(key, population_size),
+      offspring=fresh(key),
       rank=jnp.full(population_size, jnp.inf, jnp.float32),
       own=jnp.zeros(population_size, bool),
     )
@@ -82,12 +79,12 @@ def make(
     keys = jax.random.split(key, 8)
     one, two = (
       jax.tree.map(
-        lambda x, k=k: x[variation.tournament(k, state.rank, state.own)],
+        lambda x, k=k: x[variation.tournament(k, state.rank, state.own, count)],
         state.parents,
       )
       for k in keys[:2]
     )
-    crossed = jax.random.bernoulli(keys[2], crossover_rate, rows)
+    crossed = jax.random.bernoulli(keys[2], crossover_rate, (count, 1))
     crossed &= jax.random.bernoulli(keys[3], 0.5, one.log_factors.shape)
     factors = jnp.where(crossed, two.log_factors, one.log_factors)
     moved = jax.random.bernoulli(keys[4], factor_rate, factors.shape)
@@ -95,12 +92,14 @@ def make(
     key_price, key_fresh = jax.random.split(keys[6])
     prices = one.log_prices
     prices += price_std * jax.random.normal(key_price, prices.shape)
-    renewed = jax.random.bernoulli(keys[7], fresh_rate, rows)
-    prices = jnp.where(renewed, fresh_prices(key_fresh), prices)
+    renewed = jax.random.bernoulli(keys[7], fresh_rate, (count, 1))
+    prices = jnp.where(renewed, fresh(key_fresh).log_prices, prices)
     return Genotype(prices, factors + jnp.where(moved & ~renewed, noise, 0))
 
   def ask(key, state):
-    child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)
+    child = jax.lax.cond(
+      jnp.any(state.own), breed, lambda key, _: fresh(key), key, state
+    )
     asked = jax.vmap(market.solve)(*map(jnp.exp, child))
     return asked, state._replace(offspring=child)
 

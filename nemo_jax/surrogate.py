@@ -1,0 +1,192 @@
+"""What an evaluation would show, foretold from those that were made.
+
+A Gaussian process whose mean is the problem's estimate; its kernel are factors
+on the estimated losses, which is what the first objective differs by from a sum
+over nodes. All other objectives are known exactly, so that the expected gain in
+hypervolume (Emmerich 2005) is a mean of expected improvements in one dimension.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax.base import Array, Population, Problem
+
+# Added to the first objective, in units of its bounds, before the logarithm.
+FLOOR = 1e-3
+# Standard deviations of the kernel, all in logarithms of the first objective.
+CONSTANT, SLOPE, BEND, NODE, CHOICE, NOISE = 1.0, 0.3, 0.3, 0.5, 0.5, 0.05
+MEMORY = 512  # evaluations that are learned from
+POINTS = 1024  # at which costs the front is looked at
+ROUNDS = 64  # of choosing, at most
+
+
+def remember(key: Array, seen: Population, evaluated: Population) -> Population:
+  """The last of what was evaluated; of too many at once, some at random."""
+  if len(evaluated.choices) > len(seen.choices):
+    rows = jax.random.permutation(key, len(evaluated.choices))
+    evaluated = jax.tree.map(lambda x: x[rows], evaluated)
+  last = lambda old, new: jnp.concatenate([old, new])[-len(old) :]
+  return jax.tree.map(last, seen, evaluated)
+
+
+class Features(NamedTuple):
+  """What the kernel sees of configurations."""
+
+  level: Array  # [n], logarithm of the estimated loss
+  node: Array  # [n, N], share of each node in it
+  choice: Array  # [n, N x K], the same at the choices that were taken
+
+
+def applies(problem: Problem) -> bool:
+  """Whether there is something to foretell the objectives of a problem from."""
+  return problem.estimate is not None and problem.costs is not None
+
+
+def features(problem: Problem, choices: Array) -> Features:
+  """Of configurations [n, N]."""
+  loss = jnp.asarray(problem.estimate.loss)
+  unit = problem.reference[0] - problem.ideal[0]
+  taken = jax.nn.one_hot(choices, loss.shape[1])
+  parts = jnp.maximum(jnp.sum(taken * loss, axis=-1) / unit, 0)
+  total = jnp.sum(parts, axis=1, keepdims=True) + FLOOR
+  share = parts / total
+  return Features(
+    jnp.log(total[:, 0]),
+    share,
+    (share[..., None] * taken).reshape(len(choices), -1),
+  )
+
+
+def _kernel(one: Features, two: Features) -> Array:
+  """float32[n, m]."""
+  apart = one.level[:, None] - two.level
+  return (
+    CONSTANT**2
+    + SLOPE**2 * one.level[:, None] * two.level
+    + BEND**2 * jnp.exp(-0.5 * apart**2)
+    + NODE**2 * one.node @ two.node.T
+    + CHOICE**2 * one.choice @ two.choice.T
+  )
+
+
+def predict(
+  problem: Problem, seen: Population, choices: Array
+) -> tuple[Array, Array]:
+  """Mean and deviation [n] of log(first objective + FLOOR), in its bounds.
+
+  Args:
+    problem: with an estimate.
+    seen: [W, ...], what was evaluated; empty rows are passed over.
+    choices: [n, N].
+  """
+  known = jnp.all(jnp.isfinite(seen.objectives), axis=-1)
+  values = (seen.objectives[:, 0] - problem.ideal[0]) / (
+    problem.reference[0] - problem.ideal[0]
+  )
+  past, new = features(problem, seen.choices), features(problem, choices)
+  gap = jnp.log(jnp.maximum(jnp.where(known, values, 1), 0) + FLOOR)
+  gap = jnp.where(known, gap - past.level, 0)
+  both = known[:, None] & known
+  gram = jnp.where(both, _kernel(past, past), 0)
+  # Empty rows stand alone.
+  gram += jnp.diag(jnp.where(known, NOISE**2, 1.0))
+  factor = jax.scipy.linalg.cho_factor(gram, lower=True)
+  cross = jnp.where(known[:, None], _kernel(past, new), 0)
+  mean = new.level + cross.T @ jax.scipy.linalg.cho_solve(factor, gap)
+  root = jax.scipy.linalg.solve_triangular(factor[0], cross, lower=True)
+  own = (
+    CONSTANT**2
+    + SLOPE**2 * new.level**2
+    + BEND**2
+    + NODE**2 * jnp.sum(new.node**2, axis=1)
+    + CHOICE**2 * jnp.sum(new.choice**2, axis=1)
+  )
+  variance = jnp.maximum(own - jnp.sum(root**2, axis=0), 0)
+  return mean, jnp.sqrt(variance)
+
+
+def _improvement(best: Array, mean: Array, deviation: Array) -> Array:
+  """E[max(best - x, 0)] for log(x + FLOOR) normal."""
+  best = best + FLOOR
+  z = (jnp.log(best) - mean) / deviation
+  at = jnp.exp(mean + deviation**2 / 2)
+  below = jax.scipy.special.ndtr
+  return best * below(z) - at * below(z - deviation)
+
+
+def _points(key: Array, count: int, dimensions: int) -> Array:
+  """[count, dimensions] in the unit cube, spread evenly, shifted at random."""
+  # The additive recurrence of Roberts (2018), by the root of x^(d+1) = x + 1.
+  root = 2.0
+  for _ in range(32):
+    root = (1 + root) ** (1 / (dimensions + 1))
+  steps = root ** -jnp.arange(1.0, dimensions + 1)
+  shift = jax.random.uniform(key, (dimensions,))
+  return (shift + jnp.arange(count)[:, None] * steps) % 1
+
+
+def turns(
+  key: Array,
+  problem: Problem,
+  seen: Population,
+  archive: Population,
+  proposals: Array,
+  proposer: Array,
+  owners: Array,
+) -> Array:
+  """float32[R]: when each proposal is chosen; +inf where it is not.
+
+  They are chosen by the gain in hypervolume to be expected, one after the other
+  (a few at once where they are many), each as if those before it were on the
+  front already; and of each species as many as it has places.
+
+  Args:
+    key: random key.
+    problem: to which this `applies`.
+    seen: what was evaluated, see `predict`.
+    archive: the front.
+    proposals: int32[R, N].
+    proposer: int32[R], the species of each; -1 where it is not to be chosen.
+    owners: int32[P], the species that each place belongs to.
+  """
+  scale = lambda x, i: (
+    (x - problem.ideal[i]) / (problem.reference[i] - problem.ideal[i])
+  )
+  costs = jax.vmap(problem.costs, in_axes=(None, 0))(problem.data, proposals)
+  costs = scale(costs, slice(1, None))
+  points = _points(key, POINTS, costs.shape[1])
+  within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
+  held = scale(archive.objectives[:, :1], slice(1))
+  held = jnp.where(
+    within(scale(archive.objectives[:, 1:], slice(1, None))), held, 1
+  )
+  best = jnp.min(
+    held, axis=0, initial=1.0
+  )  # [T], what is attained within costs
+
+  mean, deviation = predict(problem, seen, proposals)
+  # What is uncertain of all alike does not tell one from the other.
+  deviation = jnp.sqrt(deviation**2 - jnp.min(deviation) ** 2 + NOISE**2)
+  gain = _improvement(best, mean[:, None], deviation[:, None])
+  # As if it were certain; [R, T].
+  worth = jnp.where(within(costs), best - gain, jnp.inf)
+  at_once = -(-len(owners) // ROUNDS)
+  free = jnp.zeros(len(owners), jnp.int32).at[owners].add(1)
+
+  def choose(carry, index):
+    best, turn, free = carry
+    gain = jnp.mean(jnp.maximum(best - worth, 0), axis=1)
+    closed = jnp.isfinite(turn) | (free[proposer] <= 0) | (proposer < 0)
+    _, chosen = jax.lax.top_k(jnp.where(closed, -1, gain), at_once)
+    new = ~closed[chosen]
+    turn = turn.at[chosen].min(jnp.where(new, index, jnp.inf))
+    free = free.at[proposer[chosen]].add(-new.astype(free.dtype))
+    taken = jnp.where(new[:, None], worth[chosen], jnp.inf)
+    return (jnp.minimum(best, jnp.min(taken, axis=0)), turn, free), None
+
+  start = best, jnp.full(len(proposals), jnp.inf), free
+  steps = jnp.arange(-(-len(owners) // at_once), dtype=jnp.float32)
+  (_, turn, _), _ = jax.lax.scan(choose, start, steps)
+  return turn
