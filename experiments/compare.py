@@ -64,7 +64,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string('workdir', None, 'runs/compare/WORKLOAD if absent')
 
-SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)  # of the budget, that tables show
+SHARES = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)  # of the budget, that tables show
 # What may stand behind a team and @, and what it changes in `nemo.step`.
 ABLATIONS = {
   '': {},

@@ -103,7 +103,8 @@ class Feedback(NamedTuple):
   rank: Array  # [P] float32, place in the ranking, 0 the best; +inf if empty
   own: Array  # [P] bool, the survivors that belong to this species
   source: Array  # [P] int32, where their genotypes are
-  fitness: Array  # [P] float32, rank of each asked row; +inf if not evaluated
+  fitness: Array  # [Q] float32, rank of each asked row; +inf if not evaluated
+  seen: Population  # [W, ...], what all species evaluated last
 
 
 class Species(NamedTuple):

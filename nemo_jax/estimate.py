@@ -133,11 +133,12 @@ def cheapest(
     estimate: of the problem.
     allowed: bool[N, K].
     prices: float32[C].
-    factors: float32[N], of the loss at each node.
+    factors: float32[N] or [N, K], of the losses at each node.
     hops: rounds of messages, from `rounds`.
   """
   estimate = jax.tree.map(jnp.asarray, estimate)
-  own = factors[:, None] * estimate.loss + estimate.costs @ prices
+  own = factors.reshape(len(factors), -1) * estimate.loss
+  own += estimate.costs @ prices
   own = jnp.where(allowed, own, _FORBIDDEN)
   left, right = estimate.pairs.T
   joint = estimate.pair_costs @ prices  # [E, K, K]
@@ -192,7 +193,7 @@ class Market(NamedTuple):
   usual: Array  # float32[C], logarithms of prices in the middle of the front
   draw: Callable[[Array, int], Array]  # (key, count) -> prices [count, C]
   solve: Callable[[Array, Array], Array]
-  # (prices [C], factors [N]) -> choices [N], see `cheapest`
+  # (prices [C], factors [N] or [N, K]) -> choices [N], see `cheapest`
 
 
 def market(problem: Problem) -> Market:

@@ -141,18 +141,24 @@ class _Offspring(NamedTuple):
 
   population: Population  # [P, ...]
   asked: Array  # [R, N] int32, all proposals, rows of a species together
-  start: Array  # [S] int32, the first row of each species
+  start: np.ndarray  # int[S], the first row of each species
   queue: Array  # [R] int32, the same rows in order of preference
   row: Array  # [P] int32, the row of `asked` behind each offspring
   failures: Array  # int32[]
 
 
-def _queue(key, state, problem, asked, proposer, screen: bool) -> Array:
-  """int32[R]: rows of the proposals, by species, what to evaluate first.
+def _select(key, state, problem, asked, proposer, start, screen: bool):
+  """What is evaluated: the order of each species' proposals, and P rows.
 
-  That is what is neither alive, in the archive, nor proposed twice; and of this
-  what promises most, where the problem lets that be foretold.
+  First comes what is neither alive, in the archive, nor proposed twice; and of
+  this what promises most, where the problem lets that be foretold.
+
+  Returns:
+    int32[R], the rows of the proposals, species by species, in order of
+    preference; int32[P], those to evaluate, ascending, which are the first of
+    each species.
   """
+  owners = state.population.species
   living = jnp.all(jnp.isfinite(state.population.objectives), axis=-1)
   archived = jnp.all(jnp.isfinite(state.archive.objectives), axis=-1)
   rows = [state.archive.choices, state.population.choices, asked]
@@ -160,7 +166,11 @@ def _queue(key, state, problem, asked, proposer, screen: bool) -> Array:
   repeated = pareto.duplicated(jnp.concatenate(rows), jnp.concatenate(known))
   repeated = repeated[-len(asked) :]
   if not (screen and surrogate.applies(problem)):
-    return jnp.lexsort((repeated, proposer))
+    queue = jnp.lexsort((repeated, proposer))
+    return queue, jnp.sort(queue[jnp.asarray(start)[owners] + _place(owners)])
+  places = jax.ops.segment_sum(jnp.ones_like(owners), owners, len(start))
+  # In the first generation no species has earned its places yet.
+  places = jnp.where(jnp.any(living), places, len(owners))
   turn = surrogate.turns(
     key,
     problem,
@@ -168,18 +178,20 @@ def _queue(key, state, problem, asked, proposer, screen: bool) -> Array:
     state.archive,
     asked,
     jnp.where(repeated, -1, proposer),
-    state.population.species,
+    places,
+    len(owners),
   )
-  return jnp.lexsort((turn, repeated, proposer))
+  row = jnp.lexsort((turn, repeated))[: len(owners)]
+  return jnp.lexsort((turn, repeated, proposer)), jnp.sort(row)
 
 
 def _breed(key, state, problem, species, screen, batch_size):
   """Step 1: the offspring of all species, evaluated, and their new states.
 
   Every species proposes P rows or more, which is cheap; as many as it has
-  places are evaluated, in the order of `_queue`.
+  places are evaluated, see `_select`.
   """
-  *keys, queue_key = jax.random.split(key, len(species) + 1)
+  *keys, select_key = jax.random.split(key, len(species) + 1)
   asked, states = zip(
     *(
       s.ask(k, st)
@@ -187,23 +199,24 @@ def _breed(key, state, problem, species, screen, batch_size):
     ),
     strict=True,
   )
-  owners = state.population.species
+  places = len(state.population.species)
   counts = [len(proposed) for proposed in asked]
-  if min(counts) < len(owners):
+  if min(counts) < places:
     raise InputError(
       f'a species was made for a population of {min(counts)}; this one has '
-      f'{len(owners)}'
+      f'{places}'
     )
   asked = jnp.concatenate(asked)
   start = np.cumsum([0, *counts[:-1]])
-  proposer = np.repeat(np.arange(len(species)), counts)
-  queue = _queue(queue_key, state, problem, asked, proposer, screen)
-  row = queue[jnp.asarray(start)[owners] + _place(owners)]
+  proposer = jnp.asarray(np.repeat(np.arange(len(species)), counts), jnp.int32)
+  queue, row = _select(
+    select_key, state, problem, asked, proposer, start, screen
+  )
   choices = asked[row]
   objectives = evaluate(problem, choices, batch_size).astype(jnp.float32)
   failed = jnp.any(jnp.isnan(objectives), axis=-1)
   objectives = jnp.where(failed[:, None], jnp.inf, objectives)
-  population = Population(choices, objectives, owners)
+  population = Population(choices, objectives, proposer[row])
   failures = jnp.sum(failed).astype(jnp.int32)
   offspring = _Offspring(population, asked, start, queue, row, failures)
   return offspring, states
@@ -359,7 +372,7 @@ def step(
     ask_key, state, problem, species, screen, batch_size
   )
   evaluations = state.evaluations + jax.ops.segment_sum(
-    jnp.ones(places, jnp.int32), state.population.species, count
+    jnp.ones(places, jnp.int32), offspring.population.species, count
   )
   pool = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b]),
@@ -384,6 +397,7 @@ def step(
   population, kept_rank, source = _survive(
     jnp.where(member, rank, jnp.inf), pool, offspring, sizes
   )
+  seen = surrogate.remember(seen_key, state.seen, offspring.population)
   told = []
   tell_keys = jax.random.split(tell_key, count)
   fitness = jnp.full(len(offspring.asked), jnp.inf)
@@ -391,7 +405,7 @@ def step(
   fitness = jnp.split(fitness, offspring.start[1:])
   for i, one in enumerate(species):
     feedback = Feedback(
-      population, kept_rank, population.species == i, source, fitness[i]
+      population, kept_rank, population.species == i, source, fitness[i], seen
     )
     told.append(one.tell(tell_keys[i], states[i], feedback))
 
@@ -402,7 +416,7 @@ def step(
     species=tuple(told),
     evaluations=evaluations,
     failures=state.failures + offspring.failures,
-    seen=surrogate.remember(seen_key, state.seen, offspring.population),
+    seen=seen,
   )
   # One trace for a whole run: no leaf may change its type or be weakly typed.
   new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)

@@ -59,16 +59,42 @@ def features(problem: Problem, choices: Array) -> Features:
   )
 
 
+def _shared(one: Array, two: Array) -> Array:
+  """[n, m]: the part of the kernel that levels [n] and [m] decide."""
+  apart = one[:, None] - two
+  linear = SLOPE**2 * one[:, None] * two
+  return CONSTANT**2 + linear + BEND**2 * jnp.exp(-0.5 * apart**2)
+
+
 def _kernel(one: Features, two: Features) -> Array:
   """float32[n, m]."""
-  apart = one.level[:, None] - two.level
-  return (
-    CONSTANT**2
-    + SLOPE**2 * one.level[:, None] * two.level
-    + BEND**2 * jnp.exp(-0.5 * apart**2)
-    + NODE**2 * one.node @ two.node.T
-    + CHOICE**2 * one.choice @ two.choice.T
+  nodes = NODE**2 * one.node @ two.node.T
+  choices = CHOICE**2 * one.choice @ two.choice.T
+  return _shared(one.level, two.level) + nodes + choices
+
+
+class _Past(NamedTuple):
+  """What was seen, and what the estimate left unexplained of it."""
+
+  features: Features
+  known: Array  # bool[W], the other rows are empty
+  gap: Array  # float32[W], logarithms
+  factor: tuple  # of the Gram matrix, from cho_factor
+
+
+def _past(problem: Problem, seen: Population) -> _Past:
+  known = jnp.all(jnp.isfinite(seen.objectives), axis=-1)
+  values = (seen.objectives[:, 0] - problem.ideal[0]) / (
+    problem.reference[0] - problem.ideal[0]
   )
+  values = jnp.maximum(jnp.where(known, values, 1), 0)
+  past = features(problem, seen.choices)
+  gap = jnp.where(known, jnp.log(values + FLOOR) - past.level, 0)
+  gram = jnp.where(known[:, None] & known, _kernel(past, past), 0)
+  # Empty rows stand alone.
+  gram += jnp.diag(jnp.where(known, NOISE**2, 1.0))
+  factor = jax.scipy.linalg.cho_factor(gram, lower=True)
+  return _Past(past, known, gap, factor)
 
 
 def predict(
@@ -81,30 +107,51 @@ def predict(
     seen: [W, ...], what was evaluated; empty rows are passed over.
     choices: [n, N].
   """
-  known = jnp.all(jnp.isfinite(seen.objectives), axis=-1)
-  values = (seen.objectives[:, 0] - problem.ideal[0]) / (
-    problem.reference[0] - problem.ideal[0]
-  )
-  past, new = features(problem, seen.choices), features(problem, choices)
-  gap = jnp.log(jnp.maximum(jnp.where(known, values, 1), 0) + FLOOR)
-  gap = jnp.where(known, gap - past.level, 0)
-  both = known[:, None] & known
-  gram = jnp.where(both, _kernel(past, past), 0)
-  # Empty rows stand alone.
-  gram += jnp.diag(jnp.where(known, NOISE**2, 1.0))
-  factor = jax.scipy.linalg.cho_factor(gram, lower=True)
-  cross = jnp.where(known[:, None], _kernel(past, new), 0)
-  mean = new.level + cross.T @ jax.scipy.linalg.cho_solve(factor, gap)
-  root = jax.scipy.linalg.solve_triangular(factor[0], cross, lower=True)
-  own = (
-    CONSTANT**2
-    + SLOPE**2 * new.level**2
-    + BEND**2
-    + NODE**2 * jnp.sum(new.node**2, axis=1)
-    + CHOICE**2 * jnp.sum(new.choice**2, axis=1)
-  )
+  past, new = _past(problem, seen), features(problem, choices)
+  cross = jnp.where(past.known[:, None], _kernel(past.features, new), 0)
+  solved = jax.scipy.linalg.cho_solve(past.factor, past.gap)
+  mean = new.level + cross.T @ solved
+  root = jax.scipy.linalg.solve_triangular(past.factor[0], cross, lower=True)
+  own = CONSTANT**2 + SLOPE**2 * new.level**2 + BEND**2
+  own += NODE**2 * jnp.sum(new.node**2, axis=1)
+  own += CHOICE**2 * jnp.sum(new.choice**2, axis=1)
   variance = jnp.maximum(own - jnp.sum(root**2, axis=0), 0)
   return mean, jnp.sqrt(variance)
+
+
+def draw_factors(
+  key: Array, problem: Problem, seen: Population, count: int
+) -> Array:
+  """float32[count, N, K]: what estimated losses may have to be multiplied by.
+
+  Drawn from the posterior, by Matheron's rule: from the prior, and corrected by
+  what such a draw would have got wrong.
+
+  Args:
+    key: random key.
+    problem: with an estimate.
+    seen: as for `predict`.
+    count: of the draws.
+  """
+  nodes, choices = problem.allowed.shape
+  past = _past(problem, seen)
+  known, features = past.known, past.features
+  keys = jax.random.split(key, 3)
+  node = NODE * jax.random.normal(keys[0], (count, nodes))
+  choice = CHOICE * jax.random.normal(keys[1], (count, nodes * choices))
+  rest = jnp.where(
+    known[:, None] & known, _shared(features.level, features.level), 0
+  ) + NOISE**2 * jnp.eye(len(known))
+  rest = (
+    jax.random.normal(keys[2], (count, len(known)))
+    @ jnp.linalg.cholesky(rest).T
+  )
+  fiction = rest + node @ features.node.T + choice @ features.choice.T
+  wrong = jnp.where(known, past.gap - fiction, 0)
+  weights = jax.scipy.linalg.cho_solve(past.factor, wrong.T).T
+  node += NODE**2 * weights @ features.node
+  choice += CHOICE**2 * weights @ features.choice
+  return jnp.exp(node[..., None] + choice.reshape(count, nodes, choices))
 
 
 def _improvement(best: Array, mean: Array, deviation: Array) -> Array:
@@ -134,13 +181,14 @@ def turns(
   archive: Population,
   proposals: Array,
   proposer: Array,
-  owners: Array,
+  places: Array,
+  count: int,
 ) -> Array:
   """float32[R]: when each proposal is chosen; +inf where it is not.
 
   They are chosen by the gain in hypervolume to be expected, one after the other
   (a few at once where they are many), each as if those before it were on the
-  front already; and of each species as many as it has places.
+  front already; and of a species no more than it has places.
 
   Args:
     key: random key.
@@ -149,7 +197,8 @@ def turns(
     archive: the front.
     proposals: int32[R, N].
     proposer: int32[R], the species of each; -1 where it is not to be chosen.
-    owners: int32[P], the species that each place belongs to.
+    places: int32[S], how many each species has.
+    count: how many are chosen at most.
   """
   scale = lambda x, i: (
     (x - problem.ideal[i]) / (problem.reference[i] - problem.ideal[i])
@@ -172,8 +221,7 @@ def turns(
   gain = _improvement(best, mean[:, None], deviation[:, None])
   # As if it were certain; [R, T].
   worth = jnp.where(within(costs), best - gain, jnp.inf)
-  at_once = -(-len(owners) // ROUNDS)
-  free = jnp.zeros(len(owners), jnp.int32).at[owners].add(1)
+  at_once = -(-count // ROUNDS)
 
   def choose(carry, index):
     best, turn, free = carry
@@ -186,7 +234,7 @@ def turns(
     taken = jnp.where(new[:, None], worth[chosen], jnp.inf)
     return (jnp.minimum(best, jnp.min(taken, axis=0)), turn, free), None
 
-  start = best, jnp.full(len(proposals), jnp.inf), free
-  steps = jnp.arange(-(-len(owners) // at_once), dtype=jnp.float32)
+  start = best, jnp.full(len(proposals), jnp.inf), places
+  steps = jnp.arange(-(-count // at_once), dtype=jnp.float32)
   (_, turn, _), _ = jax.lax.scan(choose, start, steps)
   return turn

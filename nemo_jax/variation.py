@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nemo_jax.base import Array, PyTree
+from nemo_jax.base import Array, InputError, PyTree
 
 
 def tournament(
@@ -114,6 +114,15 @@ def survivors(parents: PyTree, offspring: PyTree, source: Array) -> PyTree:
     parents: [P, ...] each.
     offspring: [Q, ...] each, as asked.
     source: int32[P], see `Feedback.source`.
+
+  Raises:
+    InputError: the parents are those of another population.
   """
+  made_for, places = len(jax.tree.leaves(parents)[0]), len(source)
+  if made_for != places:
+    raise InputError(
+      f'a species was made for a population of {made_for}; this one has '
+      f'{places}'
+    )
   pick = lambda old, new: jnp.concatenate([old, new])[source]
   return jax.tree.map(pick, parents, offspring)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import nemo, networks, neuroevolution
+from nemo_jax import nemo, networks, neuroevolution, pareto
 from nemo_jax.base import Feedback, InputError
 from tests.placement import placement_problem
 
@@ -38,7 +38,7 @@ def finite(tree):
 
 @functools.cache
 def make(name, places=PLACES):
-  return neuroevolution.make(POLICY, places, name)
+  return neuroevolution.make(POLICY, places, name, proposals=places)
 
 
 @functools.cache
@@ -98,6 +98,37 @@ def test_every_algorithm_can_be_made(name):
   make(name)
 
 
+@pytest.mark.parametrize('name', ['SSNE', 'SNES'])
+def test_more_may_be_proposed_than_there_are_places(name):
+  one = neuroevolution.make(POLICY, PLACES, name, proposals=40)
+  key = jax.random.key(0)
+  state = quickly(one.init)(key)
+  choices, state = quickly(one.ask)(key, state)
+  assert len(choices) == len(jax.tree.leaves(state.asked)[0]) == 40
+  assert len(jax.tree.leaves(state.members)[0]) == PLACES
+  fitness = np.full(40, np.inf)
+  fitness[[3, 33]] = [0, 1]
+  population = pareto.empty_population(PLACES, *PROBLEM.allowed.shape[:1], 3)
+  source = np.arange(PLACES).clip(2)
+  source[:2] = PLACES + 3, PLACES + 33
+  told = quickly(one.tell)(
+    key,
+    state,
+    Feedback(
+      population=population,
+      rank=jnp.arange(PLACES, dtype=jnp.float32),
+      own=jnp.ones(PLACES, bool),
+      source=jnp.asarray(source, jnp.int32),
+      fitness=jnp.asarray(fitness, jnp.float32),
+      seen=population,
+    ),
+  )
+  taken = jax.tree.map(lambda x: x[jnp.array([3, 33])], state.asked)
+  kept = jax.tree.map(lambda x: x[:2], told.members)
+  jax.tree.map(np.testing.assert_array_equal, taken, kept)
+  assert finite(told.algorithm)
+
+
 # What is refused.
 
 
@@ -124,7 +155,7 @@ def test_an_unknown_algorithm_lists_the_known():
 )
 def test_an_odd_population_is_refused_where_pairs_are_needed(name):
   with pytest.raises(InputError, match=f'^{name}: .*even') as caught:
-    neuroevolution.make(POLICY, 15, name)
+    make(name, 15)
   assert '\n' not in str(caught.value)
 
 
@@ -146,6 +177,7 @@ def feedback(state, own=None, fitness=None):
     own=own,
     source=jnp.arange(PLACES, dtype=jnp.int32),
     fitness=unknown if fitness is None else jnp.asarray(fitness, jnp.float32),
+    seen=state.seen,
   )
 
 

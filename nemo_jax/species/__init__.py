@@ -18,7 +18,7 @@ Build = Callable[[Problem, int], Species]
 
 # The team of a search unless it is told otherwise, chosen on other seeds than
 # those that experiments.compare reports; and that of arXiv 2106.07611.
-NEMO = ('lagrangian', 'priced_gcn', 'direct')
+NEMO = ('lagrangian', 'thompson', 'priced_gcn', 'direct')
 PAPER = ('direct', 'floor', 'gcn', 'graph_unet')
 
 
