@@ -2,10 +2,12 @@
 
   python -m benchmarks.generation
   python -m benchmarks.generation --workload=cifar10_resnet20 --population=60
+  python -m benchmarks.generation --species=nemo
 
 The graph is that of the network, traced; objectives are sums over a random
-table. Beside the whole generation it prints what each species takes to propose,
-and what one evaluation may cost for all of this to stay below 5 %.
+table, which species that need an estimate know. Beside the whole generation it
+prints what each species takes to propose, and what one evaluation may cost for
+all of this to stay below 5 %.
 """
 
 import functools
@@ -18,7 +20,7 @@ from absl import flags
 from benchmarks import measure
 from experiments.launch import launch
 from nemo_jax import nemo, species, workloads
-from nemo_jax.base import Problem
+from nemo_jax.base import Estimate, Problem
 from nemo_jax.quantization import transform
 
 FLAGS = flags.FLAGS
@@ -40,14 +42,22 @@ def table_problem() -> Problem:
   nodes = len(structure.quantizers)
   shape = nodes, WIDTHS, 3
   prices = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  known = species.need_estimate(FLAGS.species)
+  total = lambda prices, row: prices[jnp.arange(nodes), row].sum(axis=0)
+  none = np.zeros((0, WIDTHS, WIDTHS, 2), np.float32)
+  pairs = np.zeros((0, 2), np.int32)
+  # A loss is not negative.
+  estimate = Estimate(prices[..., 0] + 10, prices[..., 1:], pairs, none)
   return Problem(
     graph=structure.sequential_graph,
     data=jnp.asarray(prices),
     allowed=np.ones((nodes, WIDTHS), bool),
     ideal=np.full(3, -2.0 * nodes, np.float32),
     reference=np.full(3, 2.0 * nodes, np.float32),
-    evaluate=lambda prices, row: prices[jnp.arange(nodes), row].sum(axis=0),
+    evaluate=total,
     objective_names=('a', 'b', 'c'),
+    estimate=estimate if known else None,
+    costs=lambda prices, row: total(prices, row)[1:],
   )
 
 
@@ -55,7 +65,8 @@ def run() -> None:
   """The benchmark."""
   problem, places = table_problem(), FLAGS.population
   key = jax.random.key(0)
-  team = {n: species.find(n)(problem, places) for n in FLAGS.species}
+  team = species.team(FLAGS.species)
+  team = {name: make(problem, places) for name, make in team.items()}
   contestants = {}
   state = nemo.init(key, problem, tuple(team.values()), places)
   step = functools.partial(

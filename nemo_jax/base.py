@@ -5,6 +5,9 @@ Letters used in shape comments throughout the package:
   P  population size, which is also the evaluations of one generation
   N  nodes of the graph, one decision each (for quantization: quantizers)
   K  choices at a node (bit-widths)
+  Q  proposals of a species in a generation, at least P
+  R  proposals of all species together
+  W  evaluations that are remembered
   M  objectives, all minimised
   S  species
   A  capacity of the archive
@@ -117,6 +120,6 @@ class Species(NamedTuple):
 
   init: Callable[[Array], PyTree]  # (key) -> state
   ask: Callable[[Array, PyTree], tuple[Array, PyTree]]
-  # (key, state) -> (choices [P, N] int32, state)
+  # (key, state) -> (choices [Q, N] int32, state)
   tell: Callable[[Array, PyTree, Feedback], PyTree]
   # (key, state, feedback) -> state

@@ -235,8 +235,8 @@ def make(
 
   def ask(key, state):
     asked, inner = evolver.ask(key, state.algorithm, params)
-    # Some are repetitions, or promise little.
-    needed = jnp.maximum(2 * state.places, NETWORKS_AT_ONCE)
+    # A quarter may be repetitions before an evaluation is wasted on one.
+    needed = jnp.maximum(5 * state.places // 4, NETWORKS_AT_ONCE)
     choices = choose_first(asked, needed)
     return choices, state._replace(asked=asked, algorithm=inner)
 

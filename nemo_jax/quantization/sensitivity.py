@@ -112,6 +112,24 @@ def _total(of, quantized, variables, images, labels, key, chunk, title):
   return total
 
 
+def _slopes(quantized, variables, bank, images, key, draws: int):
+  """Draws of v' J, and the operands; see `second_order`.
+
+  With random signs s, v = sqrt(p) s - p (sqrt(p)' s).
+  """
+  forward, none = _around(quantized, variables, bank, images)
+  logits, pull, operands = jax.vjp(forward, none, has_aux=True)
+  root = jnp.exp(jax.nn.log_softmax(logits) / 2)
+
+  def draw(key):
+    signs = jax.random.rademacher(key, logits.shape, jnp.float32)
+    inner = jnp.sum(root * signs, axis=-1, keepdims=True)
+    (slope,) = pull(root * signs - root**2 * inner)
+    return slope
+
+  return jax.vmap(draw)(jax.random.split(key, draws)), operands
+
+
 def second_order(
   quantized: transform.Quantized,
   variables: PyTree,
@@ -126,11 +144,11 @@ def second_order(
   """float32[N, K]: d' H d / 2 with the Gauss-Newton form of the Hessian.
 
   MPQCO (arXiv 2110.06554, equation 7). H is the mean over images of J' A J,
-  with J the derivative of the logits and A = diag(p) - p p', the Hessian of the
-  cross entropy, which is E[v v'] for v = sqrt(p) s - p (sqrt(p)' s) with random
-  signs s. Signs of different images are independent, so the square of the sum
-  of v' J d over a chunk is, in the mean, the sum of the squares: one gradient a
-  draw serves all quantizers and widths.
+  with J the derivative of the logits and A = diag(p) - p p' the Hessian of the
+  cross entropy, and d' J' A J d is E[(v' J d)^2] for random v with E[v v'] = A.
+  Those of different images are independent, so the square of the sum of v' J d
+  over a chunk is, in the mean, the sum of the squares: one gradient a draw
+  serves all quantizers and widths.
 
   Args:
     quantized: from `quantize` or `reconstruct`; its bank gives the steps.
@@ -145,17 +163,7 @@ def second_order(
 
   def of(variables, bank, part, labels, key):
     del labels
-    forward, none = _around(quantized, variables, bank, part)
-    logits, pull, operands = jax.vjp(forward, none, has_aux=True)
-    root = jnp.exp(jax.nn.log_softmax(logits) / 2)
-
-    def draw(key):
-      signs = jax.random.rademacher(key, logits.shape, jnp.float32)
-      inner = jnp.sum(root * signs, axis=-1, keepdims=True)
-      (slope,) = pull(root * signs - root**2 * inner)
-      return slope
-
-    slopes = jax.vmap(draw)(jax.random.split(key, draws))
+    slopes, operands = _slopes(quantized, variables, bank, part, key, draws)
 
     def square(steps):
       inner = jax.vmap(lambda slope: _inner(quantized, slope, steps))(slopes)
@@ -199,35 +207,6 @@ def first_order(
   return jnp.abs(total) / len(images)
 
 
-def _signs(key, values: _Values, index: Array) -> _Values:
-  """Random signs in the place of one quantizer's values, zeros elsewhere.
-
-  Where a tensor is used twice in one shape, its signs are the same, for what is
-  made of it there belongs to the same values.
-  """
-  operands = {
-    site: jax.random.rademacher(key, value.shape, value.dtype)
-    * (site.quantizer == index).astype(value.dtype)
-    for site, value in values.operands.items()
-  }
-  return _Values(operands, jax.tree.map(jnp.zeros_like, values.shifts))
-
-
-def _traces(quantized, curve, none: _Values, key, draws: int) -> Array:
-  """float32[N]: the mean over draws of z' H z, for curve(z) = H z."""
-  count = len(quantized.quantizers)
-
-  def one(inputs):
-    index, key = inputs
-    signs = _signs(key, none, index)
-    return _inner(quantized, signs, curve(signs))[index]
-
-  keys = jax.random.split(key, draws * count)
-  indices = jnp.tile(jnp.arange(count), draws)
-  found = jax.lax.map(one, (indices, keys))
-  return jnp.mean(found.reshape(draws, count), axis=0)
-
-
 def hessian_trace(
   quantized: transform.Quantized,
   variables: PyTree,
@@ -237,34 +216,26 @@ def hessian_trace(
   key: Array,
   widths: Sequence[int],
   chunk: int = 8,
-  draws: int = 1,
+  draws: int = 2,
 ) -> Array:
   """float32[N, K]: the mean of H's diagonal times |d|^2 / 2.
 
-  HAWQ-V2 (arXiv 1911.03852), with the trace by Hutchinson's estimate: E[z' H z]
-  for random signs z. One quantizer at a time, N products with H a draw: signs
-  of all at once are right in the mean, but what the others add to z' H z is
-  noise in which a small trace is lost. Shifts are left out. Arguments as for
-  `second_order`.
+  HAWQ-V2 (arXiv 1911.03852), of the Hessian in its Gauss-Newton form, as in
+  `second_order`. The trace of J' A J is E[|v' J|^2]: Hutchinson's estimate with
+  the random signs in the logits, where one gradient serves all quantizers. With
+  signs in the weights it takes a product with H for each of them. Shifts are
+  left out. Arguments as for `second_order`.
   """
 
   def of(variables, bank, part, labels, key):
-    forward, none = _around(quantized, variables, bank, part)
+    del labels
+    slopes, operands = _slopes(quantized, variables, bank, part, key, draws)
 
-    def loss(steps):
-      logits, operands = forward(steps)
-      log_p = jax.nn.log_softmax(logits)
-      picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)
-      return -jnp.sum(picked), operands
+    def length(values):
+      values = values._replace(shifts={})
+      return _inner(quantized, values, values)
 
-    slope = jax.grad(loss, has_aux=True)
-    _, curve, operands = jax.linearize(slope, none, has_aux=True)
-
-    def length(steps):
-      steps = steps._replace(shifts={})
-      return _inner(quantized, steps, steps)
-
-    trace = _traces(quantized, curve, none, key, draws)
+    trace = jnp.mean(jax.vmap(length)(slopes), axis=0)
     lengths = _at_widths(quantized, variables, bank, operands, widths, length)
     sizes = jnp.zeros_like(trace)
     for site, value in operands.items():
@@ -334,8 +305,7 @@ METHODS: dict[str, Callable[..., Array]] = {
 def passes(method: str, quantizers: int, widths: int) -> int:
   """Forward passes over the images that a method costs, by their arithmetic.
 
-  At the methods' default draws. A gradient counts as two more passes, a product
-  with the Hessian as four.
+  At the methods' default draws. A gradient counts as two more passes.
 
   Args:
     method: one of METHODS, or `none`.
@@ -346,6 +316,6 @@ def passes(method: str, quantizers: int, widths: int) -> int:
     'none': 0,
     'first_order': 3,
     'second_order': 5,
-    'hessian_trace': 3 + 4 * quantizers,
+    'hessian_trace': 5,
     'measured': 1 + quantizers * widths,
   }[method]
