@@ -1,9 +1,10 @@
 """What an evaluation would show, foretold from those that were made.
 
-A Gaussian process whose mean is the problem's estimate; its kernel are factors
-on the estimated losses, which is what the first objective differs by from a sum
-over nodes. All other objectives are known exactly, so that the expected gain in
-hypervolume (Emmerich 2005) is a mean of expected improvements in one dimension.
+A Gaussian process whose mean is the problem's estimate: the first objective is
+taken to be the sum of the estimated losses, each with an unknown factor, up to
+a smooth function of that sum. The other objectives are known exactly, so that
+the expected gain in hypervolume (Emmerich 2005) is a mean, over costs, of
+expected improvements (Jones et al. 1998) of the first one.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from nemo_jax.base import Array, Population, Problem
 # Added to the first objective, in units of its bounds, before the logarithm.
 FLOOR = 1e-3
 # Standard deviations of the kernel, all in logarithms of the first objective.
-CONSTANT, SLOPE, BEND, NODE, CHOICE, NOISE = 1.0, 0.3, 0.3, 0.5, 0.5, 0.05
+CONSTANT, SLOPE, BEND = 1.0, 0.3, 0.3  # of the smooth function
+NODE, CHOICE = 0.5, 0.5  # of a factor: the part of the node, of its choice
+NOISE = 0.05  # of what is left
 MEMORY = 512  # evaluations that are learned from
 POINTS = 1024  # at which costs the front is looked at
 ROUNDS = 64  # of choosing, at most
@@ -35,7 +38,7 @@ class Features(NamedTuple):
   """What the kernel sees of configurations."""
 
   level: Array  # [n], logarithm of the estimated loss
-  node: Array  # [n, N], share of each node in it
+  node: Array  # [n, N], share of each node in it: its slope by log factors
   choice: Array  # [n, N x K], the same at the choices that were taken
 
 
@@ -139,12 +142,11 @@ def draw_factors(
   keys = jax.random.split(key, 3)
   node = NODE * jax.random.normal(keys[0], (count, nodes))
   choice = CHOICE * jax.random.normal(keys[1], (count, nodes * choices))
-  rest = jnp.where(
-    known[:, None] & known, _shared(features.level, features.level), 0
-  ) + NOISE**2 * jnp.eye(len(known))
-  rest = (
-    jax.random.normal(keys[2], (count, len(known)))
-    @ jnp.linalg.cholesky(rest).T
+  both = known[:, None] & known
+  rest = jnp.where(both, _shared(features.level, features.level), 0)
+  rest += NOISE**2 * jnp.eye(len(known))
+  rest = jax.random.multivariate_normal(
+    keys[2], jnp.zeros(len(known)), rest, (count,), method='cholesky'
   )
   fiction = rest + node @ features.node.T + choice @ features.choice.T
   wrong = jnp.where(known, past.gap - fiction, 0)
@@ -155,7 +157,7 @@ def draw_factors(
 
 
 def _improvement(best: Array, mean: Array, deviation: Array) -> Array:
-  """E[max(best - x, 0)] for log(x + FLOOR) normal."""
+  """E[max(best - x, 0)] for log(x + FLOOR) normal, as an option's price."""
   best = best + FLOOR
   z = (jnp.log(best) - mean) / deviation
   at = jnp.exp(mean + deviation**2 / 2)
@@ -200,20 +202,14 @@ def turns(
     places: int32[S], how many each species has.
     count: how many are chosen at most.
   """
-  scale = lambda x, i: (
-    (x - problem.ideal[i]) / (problem.reference[i] - problem.ideal[i])
-  )
+  ideal, span = problem.ideal, problem.reference - problem.ideal
   costs = jax.vmap(problem.costs, in_axes=(None, 0))(problem.data, proposals)
-  costs = scale(costs, slice(1, None))
-  points = _points(key, POINTS, costs.shape[1])
+  points = ideal[1:] + span[1:] * _points(key, POINTS, costs.shape[1])
   within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
-  held = scale(archive.objectives[:, :1], slice(1))
-  held = jnp.where(
-    within(scale(archive.objectives[:, 1:], slice(1, None))), held, 1
-  )
-  best = jnp.min(
-    held, axis=0, initial=1.0
-  )  # [T], what is attained within costs
+  # What is attained by now within each point's costs; [T].
+  held = (archive.objectives[:, :1] - ideal[0]) / span[0]
+  held = jnp.where(within(archive.objectives[:, 1:]), held, 1)
+  best = jnp.clip(jnp.min(held, axis=0), 0, 1)
 
   mean, deviation = predict(problem, seen, proposals)
   # What is uncertain of all alike does not tell one from the other.
