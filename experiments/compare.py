@@ -11,7 +11,6 @@ the same command resumes, also with further methods and seeds.
 """
 
 import json
-import math
 import pathlib
 import sys
 
@@ -22,7 +21,15 @@ from absl import flags
 
 from experiments import estimates, options
 from experiments.launch import launch
-from nemo_jax import arena, baselines, mixed_precision, nemo, report, runs
+from nemo_jax import (
+  ablations,
+  arena,
+  baselines,
+  mixed_precision,
+  nemo,
+  report,
+  runs,
+)
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
 
@@ -35,9 +42,8 @@ flags.DEFINE_list(
   ['nemo', 'paper', *baselines.names()],
   'teams of species joined by +, "nemo" (the default team of a search), '
   f'"paper", or rivals: {", ".join(baselines.names())}; the first is compared '
-  'with each of the others. Behind a team and @: proportional, equal, '
-  'hypervolume, front_count, featureless, edgeless, data_flow, unscreened '
-  'or blind',
+  'with each of the others. Behind a team and @, what is left out of it: '
+  f'{", ".join(ablations.WORDS)}',
 )
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
 flags.register_validator(
@@ -65,19 +71,6 @@ flags.DEFINE_integer(
 flags.DEFINE_string('workdir', None, 'runs/compare/WORKLOAD if absent')
 
 SHARES = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)  # of the budget, that tables show
-# What may stand behind a team and @, and what it changes in `nemo.step`.
-ABLATIONS = {
-  '': {},
-  'proportional': {'exploration': 0.0},
-  'equal': {'exploration': math.inf},
-  'hypervolume': {'utility': 'hypervolume'},
-  'front_count': {'utility': 'front_count'},
-  'featureless': {},  # nodes know their place alone
-  'edgeless': {},  # no node sees another
-  'data_flow': {},  # not the paper's chain
-  'unscreened': {'screen': False},
-  'blind': {},  # no sensitivities
-}
 SCORES = ('search', 'unseen', 'unseen_top1')
 
 
@@ -115,47 +108,15 @@ def contestant(method: str, problem, quantized):
   words, _, option = method.partition('@')
   if words == 'paper':
     problem = mixed_precision.blind(problem)
-  problem, settings = ablated(problem, quantized, option)
+  settings = {}
+  if option:
+    problem, settings = ablations.ablate(
+      option, problem, quantized.data_flow_graph
+    )
   team = species_lib.team(words.split('+')).values()
   made = tuple(make(problem, FLAGS.population) for make in team)
   run = arena.team(made, FLAGS.population, **settings)
   return problem, problem.estimate is not None, run
-
-
-def check_ablation(option: str) -> None:
-  """Raises `InputError` for a word behind @ that stands for nothing."""
-  if option not in ABLATIONS:
-    raise InputError(
-      f'unknown ablation {option!r}; the choices are '
-      f'{", ".join(filter(None, ABLATIONS))}'
-    )
-
-
-def with_edges(graph, senders, receivers):
-  """The graph with other edges between its nodes."""
-  return graph._replace(
-    senders=np.asarray(senders, np.int32),
-    receivers=np.asarray(receivers, np.int32),
-    n_edge=np.asarray([len(senders)], np.int32),
-  )
-
-
-def ablated(problem, quantized, option: str):
-  """The problem, and the settings of `nemo.step`, with a word of ABLATIONS."""
-  graph = problem.graph
-  if option == 'featureless':
-    # A place in the order is left, or all nodes would be one.
-    place = np.linspace(-1, 1, len(graph.nodes), dtype=np.float32)[:, None]
-    problem = problem.replace(graph=graph._replace(nodes=place))
-  if option == 'edgeless':
-    problem = problem.replace(graph=with_edges(graph, [], []))
-  if option == 'data_flow':
-    flow = quantized.data_flow_graph
-    graph = with_edges(graph, flow.senders, flow.receivers)
-    problem = problem.replace(graph=graph)
-  if option == 'blind':
-    problem = mixed_precision.blind(problem)
-  return problem, ABLATIONS[option]
 
 
 def unseen_volumes(unseen, rows) -> tuple[float, float]:
@@ -194,7 +155,8 @@ def check_methods() -> None:
     if method in baselines.names():
       continue
     words, _, option = method.partition('@')
-    check_ablation(option)
+    if option:
+      ablations.check(option)
     try:
       team = species_lib.team(words.split('+'))
     except InputError as error:

@@ -63,7 +63,7 @@ def test_knapsacks_keep_to_their_budgets(run):
     slow('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
     ('compare', '--methods=ants', "unknown species 'ants'"),
     slow(
-      'compare', '--methods=direct@fast', "ablation 'fast'; the choices are pr"
+      'compare', '--methods=direct@fast', "ablation 'fast'; the choices are un"
     ),
     slow('compare', '--budget=21', 'leaves no generation of --population=20'),
     slow('compare', '--seeds=0,0', 'different whole numbers'),

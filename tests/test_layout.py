@@ -21,12 +21,12 @@ FLOORS = [
     'quantization',
     'variation',
   ],
-  ['data', 'models', 'ssne', 'weights'],
+  ['data', 'models', 'ssne', 'surrogate', 'weights'],
   ['images'],
   ['neuroevolution'],
   ['species', 'nemo', 'workloads'],
   ['mixed_precision', 'baselines', 'arena'],
-  ['runs', 'report'],
+  ['ablations', 'runs', 'report'],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 FILES = sorted((ROOT / 'nemo_jax').rglob('*.py'))
