@@ -163,6 +163,12 @@ def check_methods() -> None:
       rivals = ', '.join(baselines.names())
       raise InputError(f'{error}; or one of the rivals {rivals}') from error
     nemo.check_size(FLAGS.population, len(team))
+    needing = species_lib.need_estimate(words.split('+'))
+    if option == 'blind' and needing:
+      raise InputError(
+        f'{method!r}: {needing[0]!r} cannot be without sensitivities; name a '
+        'team without, such as direct@blind'
+      )
   if not FLAGS.methods or len(set(FLAGS.methods)) < len(FLAGS.methods):
     raise InputError('--methods: give one or more, each once')
   first, *rest = FLAGS.objectives or ['none']
@@ -180,7 +186,7 @@ def check_methods() -> None:
   if FLAGS.sensitivities == 'none':
     raise InputError(
       '--sensitivities=none: methods are compared with what knowledge gives '
-      'them; a team without is such as nemo@blind or paper'
+      'them; a team without is such as direct@blind or paper'
     )
 
 

@@ -16,6 +16,11 @@ from nemo_jax.base import Array, Population
 
 # Rows that a loop takes at once, to be written out one after the other.
 _UNROLL = 8
+# Bytes of a column that a step of a loop works on. XLA on CPUs divides larger
+# steps among threads, and to wake these every time takes longer than the step.
+_TILE = 2048
+# Below this many rows, to prepare a faster sort takes longer than it saves.
+_FEW = 512
 
 
 def dominates(a: Array, b: Array) -> Array:
@@ -31,35 +36,53 @@ def _clean(objectives: Array, mask: Array | None) -> Array:
   return jnp.where(mask[:, None], objectives, jnp.inf)
 
 
-def _lexsort(objectives: Array) -> Array:
-  """Rows in lexicographic order: whoever dominates comes first; no NaN."""
-  if objectives.dtype == jnp.float32:
-    # As whole numbers in the same order: comparing floats takes XLA longer.
-    bits = jnp.where(objectives == 0, 0.0, objectives).view(jnp.int32)
-    objectives = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-  return jnp.lexsort(objectives.T[::-1])
+def _flip(bits: Array) -> Array:
+  """Bits of float32 to whole numbers in the same order, or back."""
+  return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _push(ranks: Array, columns: list, by: Array, by_columns: list) -> Array:
-  """Ranks [n] after some rows, with ranks `by` [k], pushed those behind them.
+def _whole(values: Array) -> Array:
+  """Whole numbers in the order of float32: XLA takes longer to sort floats."""
+  return _flip(jnp.where(values == 0, 0.0, values).view(jnp.int32))
 
-  A row is behind another if it is no better in any of the columns.
+
+def _sort(values: Array) -> Array:
+  if values.dtype != jnp.float32:
+    return jnp.sort(values)
+  return _flip(jnp.sort(_whole(values))).view(jnp.float32)
+
+
+def _sort_keys(objectives: Array) -> list[Array]:
+  """A key [n] for each objective that sorts and compares like it; no NaN.
+
+  Where it pays, a key is how many values are smaller, which takes 16 bits.
   """
+  n = objectives.shape[0]
+  if objectives.dtype != jnp.float32:
+    return [*objectives.T]
+  keys = [*_whole(objectives).T]
+  if not _FEW <= n < 2**15:
+    return keys
+  return [jnp.searchsorted(jnp.sort(k), k).astype(jnp.int16) for k in keys]
 
-  def push(i, ranks):
-    part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * _UNROLL, _UNROLL)
-    pushers, floor = [part(x) for x in by_columns], part(by) + 1
-    for k in range(_UNROLL):
-      pairs = zip(pushers, columns, strict=True)
-      behind = functools.reduce(
-        jnp.logical_and, [x[k] <= y for x, y in pairs], True
-      )
-      ranks = jnp.where(behind, jnp.maximum(ranks, floor[k]), ranks)
-    return ranks
 
-  # A reduction over a block of pairs would say the same, and XLA would not
-  # vectorize it on CPUs: 25 times as long.
-  return jax.lax.fori_loop(0, by.shape[0] // _UNROLL, push, ranks)
+def _lexsort(keys: list[Array]) -> Array:
+  """Rows in lexicographic order of keys from `_sort_keys`."""
+  if keys[0].dtype != jnp.int16:
+    return jnp.lexsort(keys[::-1])
+  # Key and place in one number: XLA takes five times as long to sort pairs.
+  n = keys[0].shape[0]
+  index = order = jnp.arange(n, dtype=jnp.uint32)
+  for key in keys[::-1]:
+    order = order[jnp.sort(key[order].astype(jnp.uint32) * n + index) % n]
+  return order.astype(jnp.int32)
+
+
+def _push(ranks: Array, columns: list, floor: Array, pusher: list) -> Array:
+  """Ranks [n], at least `floor` where no column is better than the pusher's."""
+  pairs = zip(pusher, columns, strict=True)
+  behind = functools.reduce(jnp.logical_and, [x <= y for x, y in pairs], True)
+  return jnp.where(behind, jnp.maximum(ranks, floor), ranks)
 
 
 def nondominated_rank(
@@ -74,40 +97,72 @@ def nondominated_rank(
   rank n.
   """
   n = objectives.shape[0]
-  objectives = _clean(objectives, mask)
-  block = -(-block // _UNROLL) * _UNROLL
-  order = _lexsort(objectives)
-  rows = objectives[order]
-  # The first copy of a row pushes for all, and does not push the others.
-  equal = jnp.all(rows[1:] == rows[:-1], axis=-1)
+  keys = _sort_keys(_clean(objectives, mask))
+  order = _lexsort(keys)
+  keys = [key[order] for key in keys]
+  equal = [key[1:] == key[:-1] for key in keys]
+  equal = functools.reduce(jnp.logical_and, equal)
   repeated = jnp.concatenate([jnp.zeros(1, bool), equal])
+  block = -(-min(block, n) // _UNROLL) * _UNROLL
   size = -(-n // block) * block
-  padding = (0, size - n)
-  # In this order the first objective is no better in what comes after; the
-  # place in the order stands in for it.
-  columns = [jnp.arange(size)] + [jnp.pad(c, padding) for c in rows.T[1:]]
+  length = _TILE // keys[0].dtype.itemsize
+  # Room for a tile that begins with the last row.
+  padding = (0, size + length - n)
+  # In this order the first objective is no better in what comes after.
+  columns = [jnp.pad(key, padding) for key in keys[1:]]
+  # The first copy of a row pushes for all.
   silent = jnp.pad(repeated, padding, constant_values=True)
+  dtype = jnp.int16 if keys[0].dtype == jnp.int16 else jnp.int32
+  part = jax.lax.dynamic_slice_in_dim
 
+  # A reduction over pairs of rows would say what these loops say, and XLA would
+  # not vectorize it on CPUs: 25 times as long.
   def settle(i, ranks):
-    part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * block, block)
-    floor, quiet, own = part(ranks), part(silent), [part(c) for c in columns]
-    # Nobody pushes itself: it would have to come before itself.
-    before = [own[0] + 1, *own[1:]]
-    push = lambda ranks: _push(floor, own, jnp.where(quiet, -1, ranks), before)
-    settled, _ = jax.lax.while_loop(
-      lambda state: jnp.any(state[0] != state[1]),
-      lambda state: (push(state[0]), state[0]),
-      (push(floor), floor),
-    )
-    by = jnp.where(quiet, -1, settled)
-    pushed = _push(ranks, columns[1:], by, own[1:])
-    ranks = jnp.where(columns[0] < (i + 1) * block, ranks, pushed)
-    return jax.lax.dynamic_update_slice_in_dim(ranks, settled, i * block, 0)
+    start = i * block
+    # Within a block, the place stands in for the first objective.
+    own = [jnp.arange(block, dtype=dtype)]
+    own += [part(column, start, block) for column in columns]
+    quiet = part(silent, start, block)
 
-  ranks = jnp.zeros(size, jnp.int32)
+    def settle_few(j, ranks):
+      few = lambda x: part(x, j * _UNROLL, _UNROLL)
+      rows, mute, mine = [few(x) for x in own], few(quiet), few(ranks)
+      for k in range(_UNROLL):
+        floor = jnp.where(mute[k], 0, mine[k] + 1)
+        # Nobody pushes itself: it would have to come before itself.
+        pusher = [rows[0][k] + 1, *[x[k] for x in rows[1:]]]
+        mine = _push(mine, rows, floor, pusher)
+        ranks = _push(ranks, own, floor, pusher)
+      return ranks
+
+    settled = part(ranks, start, block)
+    settled = jax.lax.fori_loop(0, block // _UNROLL, settle_few, settled)
+    ranks = jax.lax.dynamic_update_slice_in_dim(ranks, settled, start, 0)
+    floors = jnp.where(quiet, 0, settled + 1)
+
+    def push_tile(j, ranks):
+      start = (i + 1) * block + j * length
+      tile = [part(column, start, length) for column in columns]
+
+      def push_few(j, ranks):
+        few = lambda x: part(x, j * _UNROLL, _UNROLL)
+        rows, floor = [few(x) for x in own[1:]], few(floors)
+        for k in range(_UNROLL):
+          ranks = _push(ranks, tile, floor[k], [x[k] for x in rows])
+        return ranks
+
+      pushed = part(ranks, start, length)
+      pushed = jax.lax.fori_loop(0, block // _UNROLL, push_few, pushed)
+      return jax.lax.dynamic_update_slice_in_dim(ranks, pushed, start, 0)
+
+    tiles = (size - (i + 1) * block + length - 1) // length
+    return jax.lax.fori_loop(0, tiles, push_tile, ranks)
+
+  ranks = jnp.zeros(size + length, dtype)
   ranks = jax.lax.fori_loop(0, size // block, settle, ranks)[:n]
   first = jax.lax.cummax(jnp.where(repeated, 0, jnp.arange(n)))
-  ranks = jnp.zeros(n, jnp.int32).at[order].set(ranks[first])
+  ranks = ranks[first].astype(jnp.int32)
+  ranks = jnp.zeros(n, jnp.int32).at[order].set(ranks)
   return ranks if mask is None else jnp.where(mask, ranks, n)
 
 
@@ -246,28 +301,34 @@ def hypervolume(
   points = _clean(objectives, mask)
   useless = jnp.any(points >= reference, axis=-1)
   points = jnp.where(useless[:, None], reference, points)
-  points = points[jnp.argsort(points[:, 0])]
-  depth = reference[1] - points[:, 1]
-  width = jnp.diff(points[:, 0], append=reference[0])
+  # In the order of the last objective.
+  points = points[_lexsort(_sort_keys(points[:, -1:]))]
+  height = jnp.diff(points[:, -1], append=reference[-1])
+  depth = reference[-2] - points[:, -2]
   if m == 2:
-    return jnp.sum(width * jax.lax.cummax(depth))
+    return jnp.sum(height * jax.lax.cummax(depth))
 
   # A step keeps all that the sum over steps needs, and leaves sums over the
   # staircase to the end: elementwise loops are what XLA vectorizes on CPUs.
-  entry = jnp.argsort(points[:, 2])
-  level = points[entry, 2]
-  height = jnp.diff(level, append=reference[2])
-  index = jnp.arange(points.shape[0])
+  def raise_tile(places):
+    def enter(state, step):
+      stairs, raised = state
+      place, depth, height = step
+      lifted = jnp.maximum(stairs, depth)
+      stairs = jnp.where(places >= place, lifted, stairs)
+      return (stairs, raised + height * stairs), None
 
-  def enter(state, step):
-    stairs, raised = state
-    place, depth, height = step
-    stairs = jnp.where(index >= place, jnp.maximum(stairs, depth), stairs)
-    return (stairs, raised + height * stairs), None
+    start = jnp.zeros_like(places), jnp.zeros_like(places)
+    steps = points[:, 0], depth, height
+    (_, raised), _ = jax.lax.scan(enter, start, steps, unroll=4)
+    return raised
 
-  start = jnp.zeros_like(depth), jnp.zeros_like(depth)
-  steps = entry, depth[entry], height
-  (_, raised), _ = jax.lax.scan(enter, start, steps, unroll=4)
+  places = _sort(points[:, 0])
+  width = jnp.diff(places, append=reference[0])
+  n = points.shape[0]
+  length = max(1, min(n, _TILE // places.dtype.itemsize))
+  tiles = jnp.pad(places, (0, -n % length)).reshape(-1, length)
+  raised = jax.lax.map(raise_tile, tiles).reshape(-1)[:n]
   return jnp.sum(width * raised)
 
 

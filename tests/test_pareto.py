@@ -126,6 +126,8 @@ def moocore_rank(objectives):
     (1000, 7, 3, 3),
     (30, 300, 2, 64),
     (30, 300, 3, 256),
+    (12, 700, 3, 128),
+    (12, 700, 2, 600),
   ],
 )
 def test_rank_is_the_front_of_pymoo_and_moocore(batch, n, m, block):
@@ -154,6 +156,13 @@ def test_rank_of_a_chain_counts_its_links(block):
   chain = np.stack([position, position, position], -1).astype(np.float32)
   ours = rank(chain, block=block)
   np.testing.assert_array_equal(ours, position)
+
+
+def test_rank_of_a_chain_longer_than_the_keys_of_short_sets():
+  for n in (2**15 - 1, 2**15):
+    position = np.random.default_rng(n).permutation(n)
+    chain = np.stack([position, position], -1).astype(np.float32)
+    np.testing.assert_array_equal(rank(chain), position)
 
 
 def test_rank_does_not_tell_minus_zero_from_zero():
@@ -235,6 +244,19 @@ def test_hypervolume_is_that_of_moocore(m):
     assert (theirs[1:] > 0).mean() > 0.8
     np.testing.assert_allclose(single, theirs, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(double, theirs, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize('m', [2, 3])
+def test_hypervolume_of_two_thousand_points_is_that_of_moocore(m):
+  sets = broken_sets(m, 9, 2000, m)
+  masks = random_masks(m, 9, 2000)
+  reference = np.linspace(1, 0.5, m).astype(np.float32).astype(np.float64)
+  ours = batched_hypervolume(sets.astype(np.float32), reference, masks)
+  theirs = [
+    moocore.hypervolume(nan_to_inf(objectives[mask]), ref=reference)
+    for objectives, mask in zip(sets, masks, strict=True)
+  ]
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 @pytest.mark.parametrize('m', [2, 3])

@@ -168,7 +168,7 @@ def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
     ('--evaluations=5', 'less than one generation of --population=60'),
     ('--cache=README.md/x', 'README.md is no folder to write to'),
     ('--also_quantize=mul', "'mul'; the choices are add, pool"),
-    ('--population=5', 'population of 5 is too small for 3 species'),
+    ('--population=7', 'population of 7 is too small for 4 species'),
   ],
 )
 def test_bad_input_is_one_line_and_starts_no_run(search, tmp_path, flag, words):
