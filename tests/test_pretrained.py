@@ -72,6 +72,7 @@ def test_images_of_imagenet_are_apart_and_even(mobilenet):
     assert part.images.shape[1:] == (224, 224, 3)
 
 
+@pytest.mark.slow
 def test_mobilenet_is_as_accurate_as_its_weights_are(mobilenet):
   """78.50 % is what PyTorch measured with these weights on these images."""
   quantized = quantize(

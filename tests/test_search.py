@@ -150,6 +150,10 @@ def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
   assert before == [(workdir / name).read_bytes() for name in files]
 
 
+def slow(flag, words):
+  return pytest.param(flag, words, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
@@ -158,16 +162,18 @@ def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
       "unknown workload 'mnist'; the choices are cifar10_resnet20, digits",
     ),
     ('--species=direct,ants', "unknown species 'ants'; the choices are boltz"),
-    ('--species=gcn:Adam', "unknown algorithm 'Adam'; the choices are ARS"),
-    ('--objectives=speed,size', "unknown objective 'speed'; the choices are"),
+    slow('--species=gcn:Adam', "unknown algorithm 'Adam'; the choices are ARS"),
+    slow(
+      '--objectives=speed,size', "unknown objective 'speed'; the choices are"
+    ),
     ('--objectives=size,top1_error', "first objective is 'size'; the choices"),
-    ('--bit_widths=0,4', 'from 2 to 16'),
+    slow('--bit_widths=0,4', 'from 2 to 16'),
     ('--species=', 'there are no species'),
     ('--species=direct,direct', 'give each once'),
-    ('--species=paper,gcn', 'give each once'),
-    ('--evaluations=5', 'less than one generation of --population=60'),
+    slow('--species=paper,gcn', 'give each once'),
+    slow('--evaluations=5', 'less than one generation of --population=60'),
     ('--cache=README.md/x', 'README.md is no folder to write to'),
-    ('--also_quantize=mul', "'mul'; the choices are add, pool"),
+    slow('--also_quantize=mul', "'mul'; the choices are add, pool"),
     ('--population=7', 'population of 7 is too small for 4 species'),
   ],
 )
