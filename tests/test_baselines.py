@@ -110,6 +110,7 @@ def test_greedy_takes_the_least_sensitive_step_first():
   assert (rows[-1] == 0).all()
 
 
+@pytest.mark.slow
 def test_integer_programs_are_not_beaten_by_prices():
   """No configuration of the estimate's own front dominates what they find."""
   asked, _ = run('integer_program', 12)

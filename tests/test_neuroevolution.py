@@ -15,10 +15,16 @@ from tests.placement import placement_problem
 
 PLACES, GENERATIONS = 16, 3
 NETWORK = networks.GCN(num_choices=3, hidden=4)
-PROBLEM = placement_problem()
+# Screening is tested elsewhere, and takes long to compile.
+PROBLEM = placement_problem().replace(costs=None)
 GRAPH = networks.undirected(PROBLEM.graph)
 POLICY = neuroevolution.most_likely(PROBLEM, NETWORK)
-FAST = ['SSNE', 'SimpleGA', 'SNES', 'Open_ES']
+
+
+def later(*names):
+  return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 # What takes time here is to compile.
 quickly = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
@@ -78,7 +84,9 @@ def check(name, generations):
     assert (taken >= logits.max(-1) - 1e-4).all()
 
 
-@pytest.mark.parametrize('name', FAST)
+@pytest.mark.parametrize(
+  'name', ['SSNE', 'SNES', *later('SimpleGA', 'Open_ES')]
+)
 def test_three_generations(name):
   check(name, GENERATIONS)
 
@@ -186,7 +194,7 @@ def teller(name):
   return quickly(make(name).tell)
 
 
-@pytest.mark.parametrize('name', ['SNES', 'Open_ES'])
+@pytest.mark.parametrize('name', ['SNES', *later('Open_ES')])
 def test_a_distribution_stays_when_nothing_was_evaluated(name):
   state = searched(name, GENERATIONS)[1][-1]
   [before] = state.species

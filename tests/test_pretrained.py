@@ -254,6 +254,7 @@ def front(tmp_path):
   return tmp_path
 
 
+@pytest.mark.slow
 def test_evaluate_scores_points_of_a_front(shared, cache, front):
   common = flags(shared, cache, '--test_images=200', QUICK)
   done = run('evaluate', *common, f'--front={front}', '--points=1')

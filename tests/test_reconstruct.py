@@ -269,6 +269,7 @@ def test_only_what_one_layer_makes_for_another_is_equalized():
   assert [name(x) for x in free] == ['b/kernel', 'c/kernel']
 
 
+@pytest.mark.slow
 def test_a_channel_apart_is_brought_in_line():
   """One channel of an activation is 64 times the others."""
 

@@ -20,6 +20,7 @@ SMALL = (
   '--generations=8',
   '--calibration=min_max',
   '--reconstruct=',
+  '--sensitivities=none',
 )
 PICTURES = ('front_3d.png', 'front_projections.png', 'species.png', 'bits.png')
 
@@ -166,13 +167,15 @@ def slow(flag, words):
     slow(
       '--objectives=speed,size', "unknown objective 'speed'; the choices are"
     ),
-    ('--objectives=size,top1_error', "first objective is 'size'; the choices"),
+    slow(
+      '--objectives=size,top1_error', "first objective is 'size'; the choices"
+    ),
     slow('--bit_widths=0,4', 'from 2 to 16'),
     ('--species=', 'there are no species'),
-    ('--species=direct,direct', 'give each once'),
+    slow('--species=direct,direct', 'give each once'),
     slow('--species=paper,gcn', 'give each once'),
     slow('--evaluations=5', 'less than one generation of --population=60'),
-    ('--cache=README.md/x', 'README.md is no folder to write to'),
+    slow('--cache=README.md/x', 'README.md is no folder to write to'),
     slow('--also_quantize=mul', "'mul'; the choices are add, pool"),
     ('--population=7', 'population of 7 is too small for 4 species'),
   ],

@@ -84,10 +84,16 @@ def searched(name, seed=0):
 
 # They begin with the front of the estimate, which has few points here.
 INFORMED = ('direct', 'floor', 'lagrangian', 'priced_gcn', 'thompson')
-every_species = pytest.mark.parametrize('name', species.names())
+# Much like others, and long to compile.
+LATER = ('floor', 'graph_unet')
+NAMES = [
+  pytest.param(name, marks=pytest.mark.slow) if name in LATER else name
+  for name in species.names()
+]
+every_species = pytest.mark.parametrize('name', NAMES)
 # Of the others there is none to inherit.
 with_genotypes = pytest.mark.parametrize(
-  'name', [name for name in species.names() if name != 'thompson']
+  'name', [name for name in NAMES if name != 'thompson']
 )
 
 
@@ -231,7 +237,7 @@ EXPRESSED = {
 }
 
 
-@pytest.mark.parametrize('name', EXPRESSED)
+@pytest.mark.parametrize('name', [name for name in NAMES if name in EXPRESSED])
 def test_survivors_are_what_their_genotypes_say(name):
   genotypes, *_ = searched(name).private
   express = quickly(jax.vmap(EXPRESSED[name]))
@@ -256,6 +262,7 @@ def test_a_species_alone_is_a_whole_search(name):
     assert enough * best < last < 1.0001 * best
 
 
+@pytest.mark.slow
 def test_floor_never_chooses_above_direct():
   lower = 0
   for seed in range(3):
