@@ -42,7 +42,7 @@ flags.DEFINE_list(
   ['nemo', 'paper', *baselines.names()],
   'teams of species joined by +, "nemo" (the default team of a search), '
   f'"paper", or rivals: {", ".join(baselines.names())}; the first is compared '
-  'with each of the others. Behind a team and @, what is left out of it: '
+  'with each of the others. Behind a team and @, what is left out or other: '
   f'{", ".join(ablations.WORDS)}',
 )
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
@@ -105,11 +105,11 @@ def contestant(method: str, problem, quantized):
       key, problem, evaluations, ledger.score
     )
     return problem, rival.INFORMED, run
-  words, _, option = method.partition('@')
+  words, at, option = method.partition('@')
   if words == 'paper':
     problem = mixed_precision.blind(problem)
   settings = {}
-  if option:
+  if at:
     problem, settings = ablations.ablate(
       option, problem, quantized.data_flow_graph
     )
@@ -154,8 +154,8 @@ def check_methods() -> None:
   for method in FLAGS.methods:
     if method in baselines.names():
       continue
-    words, _, option = method.partition('@')
-    if option:
+    words, at, option = method.partition('@')
+    if at:
       ablations.check(option)
     try:
       team = species_lib.team(words.split('+'))

@@ -4,7 +4,7 @@ from nemo_jax import nemo, pareto
 from nemo_jax.base import Feedback, InputError, Population, Problem, Species
 from nemo_jax.quantization.transform import Quantized, quantize
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
   'Feedback',

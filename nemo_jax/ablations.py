@@ -1,4 +1,4 @@
-"""A search with something taken out of it, by a word."""
+"""A search with something taken out of it, or replaced, by a word."""
 
 import math
 
@@ -39,8 +39,11 @@ def _with_edges(graph: jraph.GraphsTuple, senders, receivers):
 def ablate(
   word: str, problem: Problem, data_flow: jraph.GraphsTuple
 ) -> tuple[Problem, dict]:
-  """The problem, and options of `nemo.step`, without what the word names.
+  """The problem, and options of `nemo.step`, with what the word names.
 
+  `unscreened` has no surrogate; `proportional` and `equal` size species without
+  the confidence bonus, or all alike; `hypervolume` and `front_count` are
+  utilities in place of R2.
   `featureless` leaves nodes their place in the order alone, without which all
   would be one; `edgeless` no edge; `data_flow` has the edges of the data flow
   in place of the chain; `blind` no sensitivities.

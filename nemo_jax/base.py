@@ -7,7 +7,7 @@ Letters used in shape comments throughout the package:
   K  choices at a node (bit-widths)
   Q  proposals of a species in a generation, at least P
   R  proposals of all species together
-  W  evaluations that are remembered
+  H  evaluations that are remembered
   M  objectives, all minimised
   S  species
   A  capacity of the archive
@@ -107,7 +107,7 @@ class Feedback(NamedTuple):
   own: Array  # [P] bool, the survivors that belong to this species
   source: Array  # [P] int32, where their genotypes are
   fitness: Array  # [Q] float32, rank of each asked row; +inf if not evaluated
-  seen: Population  # [W, ...], what all species evaluated last
+  seen: Population  # [H, ...], what all species evaluated last
 
 
 class Species(NamedTuple):

@@ -250,6 +250,7 @@ def make_problem(
     narrow = lambda x: x.astype(np.int32 if x.dtype.kind == 'i' else np.float32)
     known = jax.tree.map(narrow, known)
     graph = with_sensitivities(graph, known.loss)
+  only_costs = set(objectives[1:]) <= set(COSTS)
   ideal, reference = np.asarray(bounds, np.float32).T
   return Problem(
     graph=jax.tree.map(np.asarray, graph),
@@ -262,7 +263,7 @@ def make_problem(
     mesh=mesh,
     data_specs=specs,
     estimate=known,
-    costs=exact if set(objectives[1:]) <= set(COSTS) else None,
+    costs=exact if objectives[0] in PERFORMANCE and only_costs else None,
   )
 
 

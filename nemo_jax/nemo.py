@@ -1,7 +1,7 @@
 """NEMO's generation (arXiv 2106.07611) for any problem and any species.
 
 Five steps: every species makes offspring and they are evaluated, first those
-that a surrogate expects most of, if the problem has an estimate; the utility
+that a surrogate expects most of, where it `applies`; the utility
 of a species is its R2 indicator; an upper confidence bound of the utility sets
 its size; parents and offspring of all species are ranked together by NSGA-III;
 each species fills its size with its own best.
@@ -42,7 +42,7 @@ class State(NamedTuple):
   species: tuple[Any, ...]  # the private state of each
   evaluations: Array  # int32[S], done for each species
   failures: Array  # int32[], evaluations that came back NaN
-  seen: Population  # [W, ...], the last evaluations, to foretell others from
+  seen: Population  # [H, ...], the last evaluations, to foretell others from
 
 
 def check_size(population_size: int, species: int) -> None:
@@ -142,6 +142,7 @@ class _Offspring(NamedTuple):
   population: Population  # [P, ...]
   asked: Array  # [R, N] int32, all proposals, rows of a species together
   start: np.ndarray  # int[S], the first row of each species
+  counts: np.ndarray  # int[S], how many rows are its own
   queue: Array  # [R] int32, the same rows in order of preference
   row: Array  # [P] int32, the row of `asked` behind each offspring
   failures: Array  # int32[]
@@ -151,7 +152,8 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   """What is evaluated: the order of each species' proposals, and P rows.
 
   First comes what is neither alive, in the archive, nor proposed twice; and of
-  this what promises most, where the problem lets that be foretold.
+  this what promises most, where the problem lets that be foretold. Places for
+  which a species has nothing new then go to new proposals of others.
 
   Returns:
     int32[R], the rows of the proposals, species by species, in order of
@@ -188,7 +190,7 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
 def _breed(key, state, problem, species, screen, batch_size):
   """Step 1: the offspring of all species, evaluated, and their new states.
 
-  Every species proposes P rows or more, which is cheap; as many as it has
+  Every species proposes P rows or more, which is cheap; about as many as it has
   places are evaluated, see `_select`.
   """
   *keys, select_key = jax.random.split(key, len(species) + 1)
@@ -218,7 +220,9 @@ def _breed(key, state, problem, species, screen, batch_size):
   objectives = jnp.where(failed[:, None], jnp.inf, objectives)
   population = Population(choices, objectives, proposer[row])
   failures = jnp.sum(failed).astype(jnp.int32)
-  offspring = _Offspring(population, asked, start, queue, row, failures)
+  offspring = _Offspring(
+    population, asked, start, np.asarray(counts), queue, row, failures
+  )
   return offspring, states
 
 
@@ -246,7 +250,8 @@ def _survive(rank, pool, offspring, sizes):
   )
   start = jnp.asarray(offspring.start)[owners]
   spare = evaluated[owners] + place - members[owners]
-  spare = offspring.queue[start + jnp.clip(spare, 0, places - 1)]
+  last = jnp.asarray(offspring.counts)[owners] - 1
+  spare = offspring.queue[start + jnp.clip(spare, 0, last)]
   parent = chosen < places
   row = jnp.where(
     kept, offspring.row[jnp.where(parent, 0, chosen - places)], spare

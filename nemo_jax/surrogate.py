@@ -43,7 +43,11 @@ class Features(NamedTuple):
 
 
 def applies(problem: Problem) -> bool:
-  """Whether there is something to foretell the objectives of a problem from."""
+  """Whether there is something to foretell the objectives of a problem from.
+
+  That is an estimate, whose sums should be near the first objective but for a
+  factor, and costs that are known exactly.
+  """
   return problem.estimate is not None and problem.costs is not None
 
 
@@ -80,8 +84,8 @@ class _Past(NamedTuple):
   """What was seen, and what the estimate left unexplained of it."""
 
   features: Features
-  known: Array  # bool[W], the other rows are empty
-  gap: Array  # float32[W], logarithms
+  known: Array  # bool[H], the other rows are empty
+  gap: Array  # float32[H], logarithms
   factor: tuple  # of the Gram matrix, from cho_factor
 
 
@@ -107,7 +111,7 @@ def predict(
 
   Args:
     problem: with an estimate.
-    seen: [W, ...], what was evaluated; empty rows are passed over.
+    seen: [H, ...], what was evaluated; empty rows are passed over.
     choices: [n, N].
   """
   past, new = _past(problem, seen), features(problem, choices)
@@ -188,9 +192,9 @@ def turns(
 ) -> Array:
   """float32[R]: when each proposal is chosen; +inf where it is not.
 
-  They are chosen by the gain in hypervolume to be expected, one after the other
-  (a few at once where they are many), each as if those before it were on the
-  front already; and of a species no more than it has places.
+  They are chosen by the gain in hypervolume to be expected, each as if those
+  before it were on the front already, and no more of a species than it has
+  places. More than ROUNDS are chosen a few at once, and may exceed by so many.
 
   Args:
     key: random key.

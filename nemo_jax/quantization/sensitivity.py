@@ -235,7 +235,18 @@ def hessian_trace(
       values = values._replace(shifts={})
       return _inner(quantized, values, values)
 
-    trace = jnp.mean(jax.vmap(length)(slopes), axis=0)
+    def square(slope):
+      # What is used twice in one shape is one tensor, with the sum as slope.
+      total = {}
+      for site, value in slope.operands.items():
+        at = site.quantizer, value.shape
+        total[at] = total.get(at, 0) + value.astype(jnp.float32)
+      out = jnp.zeros(len(quantized.quantizers))
+      for (quantizer, _), value in total.items():
+        out = out.at[quantizer].add(jnp.sum(value**2))
+      return out
+
+    trace = jnp.mean(jax.vmap(square)(slopes), axis=0)
     lengths = _at_widths(quantized, variables, bank, operands, widths, length)
     sizes = jnp.zeros_like(trace)
     for site, value in operands.items():
