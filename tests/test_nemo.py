@@ -93,7 +93,8 @@ def team(problem):
 @pytest.fixture(scope='module')
 def history(problem, team):
   """States and metrics of twelve generations of the team."""
-  state = nemo.init(jax.random.key(0), problem, team, SIZE, archive_size=64)
+  # Of a front that is larger than this, points would be lost.
+  state = nemo.init(jax.random.key(0), problem, team, SIZE, archive_size=256)
   states, metrics = [state], []
   for _ in range(12):
     state, measured = step(jax.random.key(1), state, problem, team)

@@ -86,15 +86,20 @@ def searched(name, seed=0):
 INFORMED = ('direct', 'floor', 'lagrangian', 'priced_gcn', 'thompson')
 # Much like others, and long to compile.
 LATER = ('floor', 'graph_unet')
-NAMES = [
-  pytest.param(name, marks=pytest.mark.slow) if name in LATER else name
-  for name in species.names()
-]
-every_species = pytest.mark.parametrize('name', NAMES)
+
+
+def named(names):
+  """Tests for each species, slow ones for LATER."""
+  rows = [
+    pytest.param(name, marks=pytest.mark.slow) if name in LATER else name
+    for name in names
+  ]
+  return pytest.mark.parametrize('name', rows)
+
+
+every_species = named(species.names())
 # Of the others there is none to inherit.
-with_genotypes = pytest.mark.parametrize(
-  'name', [name for name in NAMES if name != 'thompson']
-)
+with_genotypes = named([n for n in species.names() if n != 'thompson'])
 
 
 def some_feedback(own=None, source=None, asked=PLACES):
@@ -237,7 +242,7 @@ EXPRESSED = {
 }
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if name in EXPRESSED])
+@named(EXPRESSED)
 def test_survivors_are_what_their_genotypes_say(name):
   genotypes, *_ = searched(name).private
   express = quickly(jax.vmap(EXPRESSED[name]))
