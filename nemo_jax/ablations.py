@@ -43,10 +43,9 @@ def ablate(
 
   `unscreened` has no surrogate; `proportional` and `equal` size species without
   the confidence bonus, or all alike; `hypervolume` and `front_count` are
-  utilities in place of R2.
-  `featureless` leaves nodes their place in the order alone, without which all
-  would be one; `edgeless` no edge; `data_flow` has the edges of the data flow
-  in place of the chain; `blind` no sensitivities.
+  utilities in place of R2. `featureless` leaves nodes their place in the order
+  alone, without which all would be one; `edgeless` no edge; `data_flow` has the
+  edges of the data flow in place of the chain; `blind` no sensitivities.
 
   Args:
     word: one of WORDS.

@@ -306,6 +306,15 @@ def hypervolume(
   return pareto.hypervolume(scaled, jnp.ones(scaled.shape[1]), mask)
 
 
+def _check_utility(kind: str, objectives: int) -> None:
+  if kind not in UTILITIES:
+    raise InputError(
+      f'unknown utility {kind!r}; the choices are {", ".join(UTILITIES)}'
+    )
+  if kind == 'hypervolume' and objectives not in (2, 3):
+    raise InputError('hypervolume as utility needs two or three objectives')
+
+
 def _utility(kind: str, scaled, species, count, directions, member, rank):
   """float32[S]: what each species is worth, lower is better.
 
@@ -361,12 +370,7 @@ def step(
     InputError: the utility is unknown or not for so many objectives, or a
       species was made for another population size.
   """
-  if utility not in UTILITIES:
-    raise InputError(
-      f'unknown utility {utility!r}; the choices are {", ".join(UTILITIES)}'
-    )
-  if utility == 'hypervolume' and problem.ideal.shape[0] not in (2, 3):
-    raise InputError('hypervolume as utility needs two or three objectives')
+  _check_utility(utility, problem.ideal.shape[0])
   key = jax.random.fold_in(key, state.generation)
   ask_key, rank_key, tell_key, seen_key = jax.random.split(key, 4)
   count = len(species)
@@ -403,15 +407,14 @@ def step(
     jnp.where(member, rank, jnp.inf), pool, offspring, sizes
   )
   seen = surrogate.remember(seen_key, state.seen, offspring.population)
-  told = []
-  tell_keys = jax.random.split(tell_key, count)
   fitness = jnp.full(len(offspring.asked), jnp.inf)
   fitness = fitness.at[offspring.row].set(rank[places:])
   fitness = jnp.split(fitness, offspring.start[1:])
+  tell_keys = jax.random.split(tell_key, count)
+  told = []
   for i, one in enumerate(species):
-    feedback = Feedback(
-      population, kept_rank, population.species == i, source, fitness[i], seen
-    )
+    own = population.species == i
+    feedback = Feedback(population, kept_rank, own, source, fitness[i], seen)
     told.append(one.tell(tell_keys[i], states[i], feedback))
 
   new = State(

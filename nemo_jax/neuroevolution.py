@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from nemo_jax import networks as networks_lib
-from nemo_jax import variation
+from nemo_jax import networks, variation
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -161,7 +160,7 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
     problem: what is searched; its graph is what the network reads.
     network: a module from a graph to logits [N, K].
   """
-  graph = networks_lib.undirected(jax.device_get(problem.graph))
+  graph = networks.undirected(jax.device_get(problem.graph))
 
   def choose(weights):
     logits = network.apply(weights, graph)
@@ -192,21 +191,21 @@ def make(
   weights = jax.eval_shape(start, jax.random.key(0))
   weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
   nodes = jax.eval_shape(policy.choose, weights).shape
-  networks = max(population_size, proposals)
-  evolver = _build(algorithm, networks, weights)
+  count = max(population_size, proposals)
+  evolver = _build(algorithm, count, weights)
   params = evolver.default_params
   # All batches alike, or a second program would be compiled for the last one.
-  sizes = range(1, min(NETWORKS_AT_ONCE, networks) + 1)
-  at_once = max(size for size in sizes if networks % size == 0)
+  sizes = range(1, min(NETWORKS_AT_ONCE, count) + 1)
+  at_once = max(size for size in sizes if count % size == 0)
   has_population = isinstance(evolver, PopulationBasedAlgorithm)
   tell_one = _tell_population if has_population else _tell_distribution
 
   def init(key):
-    keys = jax.random.split(key, networks + 1)
+    keys = jax.random.split(key, count + 1)
     asked = jax.vmap(start)(keys[1:])
     members = jax.tree.map(lambda x: x[:population_size], asked)
     if has_population:
-      unknown = jnp.full(networks, 1e9, jnp.float32)
+      unknown = jnp.full(count, 1e9, jnp.float32)
       inner = evolver.init(keys[0], asked, unknown, params)
     else:
       mean = jax.tree.map(lambda x: x[0], asked)
@@ -220,7 +219,7 @@ def make(
     blocks = jax.tree.map(
       lambda x: x.reshape(-1, at_once, *x.shape[1:]), weights
     )
-    starts = jnp.arange(0, networks, at_once)
+    starts = jnp.arange(0, count, at_once)
 
     def choose_block(block):
       start, some = block
@@ -230,7 +229,7 @@ def make(
 
     choices = jax.lax.map(choose_block, (starts, blocks))
     ran = jnp.repeat(starts < needed, at_once)
-    choices = choices.reshape(networks, -1)
+    choices = choices.reshape(count, -1)
     return jnp.where(ran[:, None], choices, choices[0])
 
   def ask(key, state):

@@ -66,6 +66,7 @@ def test_knapsacks_keep_to_their_budgets(run):
       'compare', '--methods=direct@fast', "ablation 'fast'; the choices are un"
     ),
     slow('compare', '--methods=nemo@blind', "'lagrangian' cannot be without"),
+    slow('compare', '--methods=nemo@', "ablation ''; the choices are un"),
     slow('compare', '--budget=21', 'leaves no generation of --population=20'),
     slow('compare', '--seeds=0,0', 'different whole numbers'),
     slow('compare', '--objectives=size,divergence', 'then one or two of size'),

@@ -166,6 +166,12 @@ def test_rank_of_a_chain_counts_its_links(block):
   np.testing.assert_array_equal(ours, position)
 
 
+def test_of_no_points_there_are_no_ranks_and_no_volume():
+  nothing = jnp.zeros((0, 3))
+  assert pareto.nondominated_rank(nothing).shape == (0,)
+  assert pareto.hypervolume(nothing, jnp.ones(3)) == 0
+
+
 def test_rank_of_a_chain_longer_than_the_keys_of_short_sets():
   for n in (2**15 - 1, 2**15):
     position = np.random.default_rng(n).permutation(n)

@@ -210,3 +210,15 @@ def test_many_are_chosen_a_few_at_once():
   )
   assert np.isfinite(turn).sum() == count
   assert turn[np.isfinite(turn)].max() < surrogate.ROUNDS
+
+
+@pytest.mark.parametrize('scale', [1e-4, 1, 1e4])
+def test_losses_of_any_scale_are_finite(scale):
+  """Rows that hardly differ make the Gram matrix nearly singular."""
+  known = PROBLEM.estimate._replace(loss=scale * PROBLEM.estimate.loss)
+  other = PROBLEM.replace(estimate=known)
+  seen = evaluated(placements(0, surrogate.MEMORY), surrogate.MEMORY)
+  found = surrogate.predict(other, seen, placements(1))
+  drawn = surrogate.draw_factors(jax.random.key(0), other, seen, 4)
+  for values in (*found, drawn):
+    assert jnp.isfinite(values).all()
