@@ -72,6 +72,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'test_images', None, 'validation images to score; all if absent', 1
 )
+flags.DEFINE_integer(
+  'image_seed', 0, 'which images are drawn, where not all are taken', 0
+)
 flags.DEFINE_enum(
   'calibration',
   'least_squares',

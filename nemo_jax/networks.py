@@ -89,10 +89,17 @@ def reach(graph: jraph.GraphsTuple, hops: int) -> np.ndarray:
   return (np.linalg.matrix_power(step, hops) > 0).astype(np.float32)
 
 
-def _convolve_dense(matrix: Array, nodes: Array, features: int, name: str):
-  """The graph convolution of a graph that is given as a matrix [N, N]."""
-  scale = jax.lax.rsqrt(jnp.sum(matrix, axis=1))[:, None]
-  return scale * (matrix @ (scale * nn.Dense(features, name=name)(nodes)))
+def _convolve_kept(
+  near: np.ndarray, kept: Array, nodes: Array, features: int, name: str
+):
+  """The graph convolution among the nodes that are kept; 0 at the others.
+
+  Edges are a matrix [N, N], the same for all networks, so that those of many
+  are one product of matrices.
+  """
+  degree = jnp.maximum(near @ kept, 1)
+  scale = (kept * jax.lax.rsqrt(degree))[:, None]
+  return scale * (near @ (scale * nn.Dense(features, name=name)(nodes)))
 
 
 class GraphUNet(nn.Module):
@@ -100,8 +107,9 @@ class GraphUNet(nn.Module):
 
   Each level keeps the better half of its nodes by a learned score and joins
   those that were two edges apart, so that pooling does not tear the graph.
-  Which nodes are kept differs between networks, so a level is a matrix, taken
-  from the power of the whole graph that its joins amount to.
+  Which nodes are kept differs between networks, so a level is a mask over the
+  nodes; its edges are those of the power of the whole graph that its joins
+  amount to.
   """
 
   num_choices: int
@@ -113,22 +121,22 @@ class GraphUNet(nn.Module):
     """Applies the policy to a graph with nodes [N, F]."""
     graph = _convolve(graph, self.hidden, 'convolution')
     nodes = nn.selu(graph.nodes)
-    index = jnp.arange(nodes.shape[0])  # kept nodes, in the whole graph
-    matrix = jnp.asarray(reach(graph, 1))
+    count = nodes.shape[0]
+    near, kept = reach(graph, 1), jnp.ones(count)
     levels = []
     for level in range(self.depth):
+      levels.append((nodes, near, kept))
       score = nn.Dense(1, name=f'score_{level}')(nodes)[:, 0]
-      best, chosen = jax.lax.top_k(score, (nodes.shape[0] + 1) // 2)
-      levels.append((nodes, matrix, chosen))
+      count = (count + 1) // 2
+      _, best = jax.lax.top_k(jnp.where(kept > 0, score, -jnp.inf), count)
+      kept = jnp.zeros_like(kept).at[best].set(1)
+      near = reach(graph, 2 ** (level + 1))
       # The gate lets the score be learned, and bounds what passes.
-      nodes = nodes[chosen] * nn.sigmoid(best)[:, None]
-      index = index[chosen]
-      near = jnp.asarray(reach(graph, 2 ** (level + 1)))
-      matrix = near[index[:, None], index[None, :]]
-      nodes = _convolve_dense(matrix, nodes, self.hidden, f'down_{level}')
+      nodes = nodes * nn.sigmoid(score)[:, None]
+      nodes = _convolve_kept(near, kept, nodes, self.hidden, f'down_{level}')
       nodes = nn.selu(nodes)
-    for level, (skip, matrix, chosen) in reversed(list(enumerate(levels))):
-      nodes = skip + jnp.zeros_like(skip).at[chosen].set(nodes)
-      nodes = _convolve_dense(matrix, nodes, self.hidden, f'up_{level}')
+    for level, (skip, near, kept) in reversed(list(enumerate(levels))):
+      nodes = skip + nodes
+      nodes = _convolve_kept(near, kept, nodes, self.hidden, f'up_{level}')
       nodes = nn.selu(nodes)
     return _head(graph._replace(nodes=nodes), self.hidden, self.num_choices)

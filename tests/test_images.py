@@ -548,6 +548,15 @@ def test_all_that_is_left_of_one_source_is_the_test(cifar, pixels):
   assert set().union(*parts) == {x.tobytes() for x in pixels[0]}
 
 
+def test_another_seed_draws_other_images(cifar):
+  one, same, other = (pieces(cifar(image_seed=x)) for x in (None, 0, 1))
+  assert one == same
+  # Of 4,000 images few are drawn twice.
+  shared = [len(a & b) for a, b in zip(one, other, strict=True)]
+  assert [len(part) for part in other] == [103, 20, 50]
+  assert max(shared) < 20, shared
+
+
 def test_the_defaults_of_the_recipe(cifar):
   parts = pieces(cifar(search_images=None, calibration_images=None))
   assert [len(part) for part in parts] == [1000, 256, 50]

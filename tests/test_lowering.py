@@ -53,16 +53,17 @@ def values(seed, *shape):
   st.integers(1, 3),
   st.tuples(st.integers(1, 3), st.integers(1, 3)),
   st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
-  st.sampled_from(['depthwise', 'pointwise', 'grouped']),
+  st.sampled_from(['depthwise', 'pointwise', 'grouped', 'shallow']),
 )
 def test_rewritten_convolutions_are_the_same(
   height, width, strides, padding, kind
 ):
-  images = values(0, 2, 7, 6, 4)
+  images = values(0, 2, 7, 6, 3 if kind == 'shallow' else 4)
   shape, groups = {
     'depthwise': ((height, width, 1, 4), 4),
     'pointwise': ((1, 1, 4, 5), 1),
     'grouped': ((height, width, 2, 6), 2),
+    'shallow': ((height, width, 3, 5), 1),
   }[kind]
   kernel = values(1, *shape)
   apply = lambda x, k: convolve(x, k, groups, strides, padding)
@@ -168,17 +169,28 @@ def test_an_unknown_lowering_lists_the_known(digits):
     )
 
 
-PRODUCTS = {
-  'standard': ((3, 3, 16, 24), 1),
-  'pointwise': ((1, 1, 16, 24), 1),
-  'grouped': ((3, 3, 4, 24), 4),
-  'depthwise': ((3, 3, 1, 16), 16),
+PRODUCTS = {  # channels, kernel, groups
+  'standard': (16, (3, 3, 16, 24), 1),
+  'pointwise': (16, (1, 1, 16, 24), 1),
+  'grouped': (16, (3, 3, 4, 24), 4),
+  'depthwise': (16, (3, 3, 1, 16), 16),
+  'shallow': (3, (3, 3, 3, 24), 1),
 }
+
+
+def codes(name):
+  """Images and a kernel of the widest codes that 8 bits have."""
+  draw = np.random.default_rng(0)
+  channels, shape, _ = PRODUCTS[name]
+  # Affine ones less a zero point at either end.
+  images = draw.integers(-255, 256, (2, 6, 6, channels))
+  kernel = draw.integers(-128, 128, shape)
+  return images.astype(np.float32), kernel.astype(np.float32)
 
 
 def trace_narrow(name, images, kernel):
   """The product of codes of at most 8 bits as `for_backend` runs it."""
-  apply = functools.partial(convolve, groups=PRODUCTS[name][1])
+  apply = functools.partial(convolve, groups=PRODUCTS[name][2])
   flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
   narrow = functools.partial(lowering.for_backend, narrow=True)
   run = lambda x, k: program.run(
@@ -190,8 +202,7 @@ def trace_narrow(name, images, kernel):
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_matrix_units_get_bfloat16_and_sum_in_float32(name, platform):
-  images, kernel = values(0, 2, 6, 6, 16), values(1, *PRODUCTS[name][0])
-  traced = trace_narrow(name, images, kernel)
+  traced = trace_narrow(name, *codes(name))
   text = traced.lower(lowering_platforms=(platform,)).as_text()
   (line,) = [x for x in text.splitlines() if 'stablehlo.convolution' in x]
   operands, result = line.rsplit(' : ', 1)[1].split(' -> ')
@@ -200,15 +211,20 @@ def test_matrix_units_get_bfloat16_and_sum_in_float32(name, platform):
 
 
 @pytest.mark.parametrize('name', PRODUCTS)
-def test_products_of_eight_bit_codes_in_bfloat16_are_those_of_integers(name):
-  draw = np.random.default_rng(0)
-  shape, groups = PRODUCTS[name]
-  # The widest codes there are: affine ones less a zero point at either end.
-  images = draw.integers(-255, 256, (2, 6, 6, 16)).astype(np.float32)
-  kernel = draw.integers(-128, 128, shape).astype(np.float32)
-  apply = functools.partial(convolve, groups=groups)
-  (equation,) = program.flatten(jax.make_jaxpr(apply)(images, kernel)).equations
-  out = lowering._narrow(equation, [jnp.asarray(images), jnp.asarray(kernel)])
+def test_products_of_eight_bit_codes_are_those_of_integers(name):
+  images, kernel = codes(name)
+  apply = functools.partial(convolve, groups=PRODUCTS[name][2])
   expected = apply(images.astype(np.int32), kernel.astype(np.int32))
-  assert out.dtype == jnp.float32
-  np.testing.assert_array_equal(out, expected)
+  operands = images, kernel
+  (equation,) = program.flatten(jax.make_jaxpr(apply)(*operands)).equations
+  in_bfloat16 = lowering._narrow(equation, [jnp.asarray(x) for x in operands])
+  here = trace_narrow(name, *operands).lower().compile()
+  for out in in_bfloat16, here(*operands):
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_depthwise_codes_wait_in_sixteen_bits():
+  images, kernel = codes('depthwise')
+  compiled = trace_narrow('depthwise', images, kernel).lower().compile()
+  assert 's16[2,6,6,16]' in compiled.as_text()

@@ -267,30 +267,41 @@ def test_order_of_nodes_does_not_matter(model):
 
 
 @pytest.mark.parametrize('graph', GRAPHS)
-def test_every_pooling_keeps_the_larger_half(graph):
+def test_every_pooling_keeps_the_better_half(graph):
   ready, _ = compiled('graph_unet', graph)
-  _, state = jax.eval_shape(
-    lambda weights: MODELS['graph_unet'].apply(
-      weights, ready, capture_intermediates=True
-    ),
-    start('graph_unet'),
-  )
-  seen = state['intermediates']
-  count = len(ready.nodes)
-  for level in range(2):
-    [up] = seen[f'up_{level}']['__call__']
-    assert up.shape == (count, HIDDEN)
-    count = -(-count // 2)
-    [down] = seen[f'down_{level}']['__call__']
-    assert down.shape == (count, HIDDEN)
+
+  def watched(weights):
+    inputs, scores = {}, {}
+
+    def watch(run, arguments, keywords, context):
+      out = run(*arguments, **keywords)
+      name = context.module.name or ''
+      if name.startswith(('score', 'up')):
+        inputs[name], scores[name] = arguments[0], out[:, 0]
+      return out
+
+    with nn.intercept_methods(watch):
+      MODELS['graph_unet'].apply(weights, ready)
+    return inputs, scores
+
+  inputs, scores = quickly(watched)(start('graph_unet'))
+  # The deepest level joins what the two above have; see what is left of it.
+  outputs = [inputs['score_1'], inputs['up_1'] - inputs['score_1']]
+  kept = np.ones(len(ready.nodes), bool)
+  for level, nodes in enumerate(outputs):
+    score = np.where(kept, scores[f'score_{level}'], -np.inf)
+    count = -(-kept.sum() // 2)
+    kept = np.any(np.abs(nodes) > 1e-6, axis=1)
+    assert kept.sum() == count
+    assert score[kept].min() >= np.max(score[~kept], initial=-np.inf)
 
 
-class Dense(nn.Module):
-  """One convolution of a graph that is given as a matrix."""
+class Kept(nn.Module):
+  """One convolution among the nodes that are kept."""
 
   @nn.compact
-  def __call__(self, matrix, nodes):
-    return networks._convolve_dense(matrix, nodes, HIDDEN, 'convolution')
+  def __call__(self, near, kept, nodes):
+    return networks._convolve_kept(near, kept, nodes, HIDDEN, 'convolution')
 
 
 class Sparse(nn.Module):
@@ -305,10 +316,19 @@ class Sparse(nn.Module):
 def test_convolutions_by_matrix_and_by_edges_are_the_same(graph):
   ready, _ = compiled('gcn', graph)
   weights = Sparse().init(jax.random.key(0), ready)
-  matrix = networks.reach(ready, 1)
+  near, count = networks.reach(ready, 1), len(ready.nodes)
   np.testing.assert_allclose(
-    Dense().apply(weights, matrix, ready.nodes),
+    Kept().apply(weights, near, np.ones(count), ready.nodes),
     Sparse().apply(weights, ready),
     rtol=1e-5,
     atol=1e-6,
   )
+  # Of some nodes, what a graph of them alone gives.
+  rows = np.arange(0, count, 2)
+  kept = np.zeros(count)
+  kept[rows] = 1
+  one = Kept().apply(weights, near, kept, ready.nodes)
+  part = near[np.ix_(rows, rows)]
+  alone = Kept().apply(weights, part, np.ones(len(rows)), ready.nodes[rows])
+  np.testing.assert_allclose(one[rows], alone, rtol=1e-5, atol=1e-6)
+  assert not np.any(np.delete(one, rows, axis=0))

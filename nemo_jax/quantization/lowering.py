@@ -1,15 +1,16 @@
 """Matrix products of codes, in the form that a backend runs fastest.
 
 XLA's convolution on CPUs is slow where there is a filter for each channel (a
-tenth of what the arithmetic takes) or for each group of them (a fifth), and
-does a 1 x 1 convolution slower than the matrix product that it is. All three
-are rewritten there. Other backends run
+tenth of what the arithmetic takes) or for each group of them (a fifth), or
+where there are few channels (a third), and does a 1 x 1 convolution slower than
+the matrix product that it is. All are rewritten there. Other backends run
 products as traced, on bfloat16 where the codes have at most eight bits: it
 holds whole numbers up to 256, and sums of its products are exact in float32
 up to 2^24.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -24,6 +25,9 @@ NARROW_BITS = 8
 _LAYOUT = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # A convolution for each of more groups would swell the program.
 _MOST_GROUPS = 64
+# And so would a term for each of more weights of an output; a matrix product is
+# faster then, too.
+_MOST_TERMS = 32
 
 
 def _rewritable(params, kernel: Array) -> bool:
@@ -43,7 +47,21 @@ def _pad(images: Array, padding) -> Array:
   return jnp.pad(images, edges) if any(map(any, padding)) else images
 
 
-def depthwise(images: Array, kernel: Array, strides, padding) -> Array:
+def _taps(images: Array, window, strides):
+  """(i, j, what a convolution multiplies with its tap there), one by one."""
+  spans = [
+    size - taps + 1
+    for size, taps in zip(images.shape[1:3], window, strict=True)
+  ]
+  for i, j in itertools.product(*map(range, window)):
+    rows = slice(i, i + spans[0], strides[0])
+    columns = slice(j, j + spans[1], strides[1])
+    yield i, j, images[:, rows, columns]
+
+
+def depthwise(
+  images: Array, kernel: Array, strides, padding, narrow: bool = False
+) -> Array:
   """A depthwise convolution as a sum of shifted and scaled images.
 
   Args:
@@ -51,30 +69,46 @@ def depthwise(images: Array, kernel: Array, strides, padding) -> Array:
     kernel: [h, w, 1, C].
     strides: of the window.
     padding: pairs of low and high, for H and W.
+    narrow: images hold whole numbers of at most 16 bits.
   """
-  images = _pad(images, padding)
-  window = kernel.shape[:2]
-  spans = [
-    size - taps + 1
-    for size, taps in zip(images.shape[1:3], window, strict=True)
-  ]
-  total = None
-  for i, j in itertools.product(*map(range, window)):
-    part = images[
-      :, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]
-    ]
-    part = part * kernel[i, j, 0]
-    total = part if total is None else total + part
+  dtype = images.dtype
+  if narrow:
+    # Memory is what it waits for. Without the barrier XLA would compute the
+    # codes anew for each tap.
+    images = _pad(images.astype(jnp.int16), padding)
+    images = jax.lax.optimization_barrier(images)
+  else:
+    images = _pad(images, padding)
+  total = 0
+  for i, j, part in _taps(images, kernel.shape[:2], strides):
+    total += part.astype(dtype) * kernel[i, j, 0]
   return total
 
 
-def pointwise(images: Array, kernel: Array, strides, padding) -> Array:
+def shallow(
+  images: Array, kernel: Array, strides, padding, narrow: bool = False
+) -> Array:
+  """A convolution of few channels, likewise; arguments as for `depthwise`."""
+  del narrow
+  total = 0
+  for i, j, part in _taps(_pad(images, padding), kernel.shape[:2], strides):
+    for c in range(kernel.shape[2]):
+      total += part[..., c : c + 1] * kernel[i, j, c]
+  return total
+
+
+def pointwise(
+  images: Array, kernel: Array, strides, padding, narrow: bool = False
+) -> Array:
   """A 1 x 1 convolution as a matrix product; arguments as for `depthwise`."""
+  del narrow
   images = _pad(images, padding)[:, :: strides[0], :: strides[1]]
   return jnp.dot(images, kernel[0, 0])
 
 
-def grouped(images: Array, kernel: Array, strides, padding) -> Array:
+def grouped(
+  images: Array, kernel: Array, strides, padding, narrow: bool = False
+) -> Array:
   """A grouped convolution as one of its own for each group.
 
   Args:
@@ -82,7 +116,9 @@ def grouped(images: Array, kernel: Array, strides, padding) -> Array:
     kernel: [h, w, c, C], the outputs of a group together.
     strides: of the window.
     padding: pairs of low and high, for H and W.
+    narrow: ignored.
   """
+  del narrow
   groups = images.shape[-1] // kernel.shape[2]
   parts = zip(
     jnp.split(images, groups, axis=-1),
@@ -110,6 +146,8 @@ def _rewritten(params, images: Array, kernel: Array):
     return depthwise
   if groups == 1 and kernel.shape[:2] == (1, 1):
     return pointwise
+  if groups == 1 and math.prod(kernel.shape[:3]) <= _MOST_TERMS:
+    return shallow
   return grouped if 1 < groups <= _MOST_GROUPS else None
 
 
@@ -160,7 +198,7 @@ def for_backend(
   fast = plain
   if rewritten is not None:
     window = equation.params['window_strides'], equation.params['padding']
-    fast = lambda images, kernel: rewritten(images, kernel, *window)
+    fast = lambda images, kernel: rewritten(images, kernel, *window, narrow)
   return jax.lax.platform_dependent(*operands, cpu=fast, default=other)
 
 

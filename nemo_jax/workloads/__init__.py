@@ -40,6 +40,7 @@ class Sources(NamedTuple):
   search_images: int | None = None  # that score candidates
   calibration_images: int | None = None
   test_images: int | None = None  # that score the front, at the end
+  image_seed: int | None = None  # of which images are taken
 
 
 class Workload(NamedTuple):

@@ -83,7 +83,8 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
   resize = sources.resize
   if resize is None:
     resize = round(recipe.resize * size / recipe.image_size)
-  options = {'crop': size, 'cache': sources.cache}
+  seed = sources.image_seed or 0
+  options = {'crop': size, 'seed': seed, 'cache': sources.cache}
   rest = train.size - search - calibration
   divided = validation.identity == train.identity
   wanted = (sources.test_images or max(rest, 1)) if divided else 0
