@@ -173,16 +173,20 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   places = jax.ops.segment_sum(jnp.ones_like(owners), owners, len(start))
   # In the first generation no species has earned its places yet.
   places = jnp.where(jnp.any(living), places, len(owners))
+  # Of very many proposals the surrogate sees the first of each species.
+  most = max(surrogate.PROPOSALS, 2 * len(owners))
+  seen = jnp.sort(jnp.lexsort((_place(proposer), repeated))[:most])
   turn = surrogate.turns(
     key,
     problem,
     state.seen,
     state.archive,
-    asked,
-    jnp.where(repeated, -1, proposer),
+    asked[seen],
+    jnp.where(repeated, -1, proposer)[seen],
     places,
     len(owners),
   )
+  turn = jnp.full(len(asked), jnp.inf).at[seen].set(turn)
   row = jnp.lexsort((turn, repeated))[: len(owners)]
   return jnp.lexsort((turn, repeated, proposer)), jnp.sort(row)
 

@@ -23,6 +23,7 @@ NOISE = 0.05  # of what is left
 MEMORY = 512  # evaluations that are learned from
 POINTS = 1024  # at which costs the front is looked at
 ROUNDS = 64  # of choosing, at most
+PROPOSALS = 1024  # to choose from, or twice the places if that is more
 
 
 def remember(key: Array, seen: Population, evaluated: Population) -> Population:

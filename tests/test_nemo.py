@@ -11,7 +11,7 @@ import moocore
 import numpy as np
 import pytest
 
-from nemo_jax import nemo
+from nemo_jax import nemo, surrogate
 from nemo_jax import species as species_lib
 from nemo_jax.base import Species
 from tests import placement
@@ -161,6 +161,29 @@ def test_evaluations_of_a_species_are_its_sizes_added_up(problem, screen):
   first = 1 if screen else 0
   done = np.diff([np.zeros(3, int), *done], axis=0)
   np.testing.assert_array_equal(done[first:], sizes[first:-1])
+
+
+def test_of_very_many_proposals_the_first_of_each_are_looked_at(
+  problem, monkeypatch
+):
+  team = tuple(diarist(problem, seed=seed)[0] for seed in range(3))
+  state = nemo.init(jax.random.key(0), problem, team, SIZE)
+  looked, whole = [], surrogate.turns
+
+  def turns(*arguments):
+    jax.debug.callback(looked.append, arguments[5])  # who proposes
+    return whole(*arguments)
+
+  monkeypatch.setattr(surrogate, 'turns', turns)
+  monkeypatch.setattr(surrogate, 'PROPOSALS', 1)
+  state, _ = step(jax.random.key(3), state, problem, team)
+  jax.effects_barrier()
+  # Three species propose 16 each; of these twice the places are looked at.
+  counts = np.bincount(np.asarray(looked[0]) + 1, minlength=4)
+  assert sorted(counts[1:]) == [10, 11, 11] and counts[0] == 0
+  valid = np.isfinite(state.seen.objectives).all(axis=1)
+  assert valid.sum() == SIZE
+  assert len(np.unique(state.seen.choices[valid], axis=0)) == SIZE
 
 
 def test_metrics_agree_with_the_state(history, problem):
