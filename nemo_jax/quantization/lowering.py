@@ -25,8 +25,7 @@ NARROW_BITS = 8
 _LAYOUT = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # A convolution for each of more groups would swell the program.
 _MOST_GROUPS = 64
-# And so would a term for each of more weights of an output; a matrix product is
-# faster then, too.
+# And so would a sum of many more terms than the 27 of a usual first layer.
 _MOST_TERMS = 32
 
 
