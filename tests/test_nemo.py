@@ -180,7 +180,8 @@ def test_of_very_many_proposals_the_first_of_each_are_looked_at(
   jax.effects_barrier()
   # Three species propose 16 each; of these twice the places are looked at.
   counts = np.bincount(np.asarray(looked[0]) + 1, minlength=4)
-  assert sorted(counts[1:]) == [10, 11, 11] and counts[0] == 0
+  assert sorted(counts[1:]) == [10, 11, 11]
+  assert counts[0] == 0
   valid = np.isfinite(state.seen.objectives).all(axis=1)
   assert valid.sum() == SIZE
   assert len(np.unique(state.seen.choices[valid], axis=0)) == SIZE
