@@ -5,10 +5,13 @@
 measures, in turns and in one process, the quantized network as a search runs it
 (8 bits, weights quantized anew for every candidate), its float twin, the plain
 Flax module, PyTorch's float forward pass and PyTorch's own fake-quantize
-modules, both eager and channels-last. Weights and images are random.
+modules, both eager and channels-last. On an accelerator it is the Flax module
+in float32 and in bfloat16 instead, and what the chip reaches in products of
+matrices and in copies. Weights and images are random.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import flags
@@ -17,10 +20,14 @@ from benchmarks import measure, torch_quantization
 from experiments.launch import launch
 from nemo_jax import quantize, workloads
 from nemo_jax.evaluate import in_chunks
+from nemo_jax.workloads import _pretrained
 from tests import torch_models
 
 FLAGS = flags.FLAGS
-CONTESTANTS = ('quantized', 'float', 'flax', 'torch', 'torch_fake_quantize')
+CONTESTANTS = {
+  'cpu': ['quantized', 'float', 'flax', 'torch', 'torch_fake_quantize'],
+  'accelerator': ['quantized', 'flax', 'flax_bfloat16'],
+}
 
 flags.DEFINE_enum(
   'workload', 'mobilenet_v2', list(torch_quantization.NETWORKS), 'network'
@@ -29,7 +36,12 @@ flags.DEFINE_integer('images', 64, 'images of one measurement', 1)
 flags.DEFINE_integer('batch', 16, 'of them at once', 1)
 flags.DEFINE_integer('size', 224, 'sides of an image', 1)
 flags.DEFINE_integer('repeats', 7, 'measurements', 1)
-flags.DEFINE_multi_enum('contestants', CONTESTANTS, CONTESTANTS, 'who runs')
+flags.DEFINE_multi_enum(
+  'contestants',
+  None,
+  sorted({name for names in CONTESTANTS.values() for name in names}),
+  "who runs; those of the backend's kind if absent",
+)
 
 
 def torch_runner(images: np.ndarray, fake: bool):
@@ -49,6 +61,15 @@ def torch_runner(images: np.ndarray, fake: bool):
   if fake:
     torch_quantization.calibrate(model, [pixels[:2]])
   return run
+
+
+def in_bfloat16(variables, pixels):
+  """The Flax module with weights and images in bfloat16."""
+  variables, images = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16),
+    (variables, _pretrained.normalise(pixels)),
+  )
+  return measure.recipe(FLAGS.workload).model.apply(variables, images)
 
 
 def jax_runner(apply, *arguments):
@@ -89,13 +110,26 @@ def run() -> None:
     'quantized': lambda: jax_runner(candidate, *arguments, bits),
     'float': lambda: jax_runner(forward(quantized.intercept), *arguments),
     'flax': lambda: jax_runner(forward(network.apply), *arguments),
+    'flax_bfloat16': lambda: jax_runner(forward(in_bfloat16), *arguments),
     'torch': lambda: torch_runner(images, fake=False),
     'torch_fake_quantize': lambda: torch_runner(images, fake=True),
   }
-  chosen = {name: builders[name]() for name in FLAGS.contestants}
-  found = measure.times(chosen, FLAGS.repeats)
+  kind = 'cpu' if jax.default_backend() == 'cpu' else 'accelerator'
+  names = FLAGS.contestants or CONTESTANTS[kind]
+  found = measure.times(
+    {name: builders[name]() for name in names}, FLAGS.repeats
+  )
   print(f'{FLAGS.workload}, {FLAGS.size} px, {batch} images at once')
-  print(measure.table(found, FLAGS.contestants[0], 'images', FLAGS.images))
+  print(measure.table(found, names[0], 'images', FLAGS.images))
+  if kind == 'accelerator':
+    peak, copied = measure.chip()
+    macs = sum(operation.macs for operation in quantized.operations)
+    rate = 2 * macs * FLAGS.images / np.median(found[names[0]])
+    print(
+      f'{jax.devices()[0].device_kind}: {peak / 1e12:.0f} TFLOP/s in bfloat16, '
+      f'of which {names[0]} has {rate / peak:.1%}; copies {copied / 1e12:.2f} '
+      'TB/s'
+    )
 
 
 if __name__ == '__main__':

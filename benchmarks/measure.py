@@ -1,11 +1,20 @@
 """Times of several things, taken in turn, as ratios with medians."""
 
+import importlib
 import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
+
+from nemo_jax.workloads import _pretrained
+
+
+def recipe(workload: str) -> _pretrained.Recipe:
+  """The Flax module of a workload, and where its weights are."""
+  return importlib.import_module(f'nemo_jax.workloads.{workload}').RECIPE
 
 
 def draw_variables(shapes):
@@ -39,6 +48,27 @@ def times(
     if index >= len(contestants):
       found[name].append(time.perf_counter() - start)
   return {name: np.asarray(seconds) for name, seconds in found.items()}
+
+
+def chip() -> tuple[float, float]:
+  """What a device reaches: bfloat16 FLOP and bytes copied, both a second.
+
+  Of products of 8,192 x 8,192 numbers, and of reading and writing 4 GiB.
+  """
+  size, floats = 2**13, 2**30
+  matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+  long = jnp.ones(floats)
+  product = jax.jit(jnp.dot).lower(matrix, matrix).compile()
+  copy = jax.jit(lambda x: x + 1).lower(long).compile()
+  found = times(
+    {
+      'product': lambda: jax.block_until_ready(product(matrix, matrix)),
+      'copy': lambda: jax.block_until_ready(copy(long)),
+    },
+    repeats=9,
+  )
+  fastest = {name: np.median(seconds) for name, seconds in found.items()}
+  return 2 * size**3 / fastest['product'], 8 * floats / fastest['copy']
 
 
 def table(

@@ -19,7 +19,6 @@ wants a convolution's weight and input to have the same width.
 
 import copy
 import functools
-import importlib
 import re
 from collections.abc import Callable, Sequence
 
@@ -32,7 +31,7 @@ import tqdm
 from absl import flags
 from absl.testing import flagsaver
 
-from benchmarks import torch_quantization
+from benchmarks import measure, torch_quantization
 from experiments import options
 from experiments.launch import launch
 from nemo_jax import mixed_precision, weights, workloads
@@ -83,29 +82,18 @@ def bits_of(
   return bits
 
 
-def recipe_of(workload: workloads.Workload) -> _pretrained.Recipe:
-  """Its Flax module, and where its weights are."""
-  return importlib.import_module(f'nemo_jax.workloads.{workload.name}').RECIPE
-
-
-def normalised(images: np.ndarray) -> np.ndarray:
-  """Float images as the networks expect them."""
-  mean, deviation = np.float32([_pretrained.MEAN, _pretrained.DEVIATION])
-  return (images.astype(np.float32) / 255 - mean) / deviation
-
-
 def batches(images: np.ndarray, name: str):
   """Normalised calibration images, some at once, behind a progress bar."""
   starts = range(0, len(images), FLAGS.batch)
   for start in tqdm.tqdm(starts, f'{name}: calibration', disable=None):
-    yield normalised(images[start : start + FLAGS.batch])
+    yield _pretrained.normalise(images[start : start + FLAGS.batch])
 
 
 def torch_peer(workload: workloads.Workload) -> Peer:
   """PyTorch's observers and fake quantization."""
   path = FLAGS.weights
   if not path:
-    path = weights.download(recipe_of(workload).url, FLAGS.cache)
+    path = weights.download(measure.recipe(workload.name).url, FLAGS.cache)
   tensors = {k: torch.from_numpy(x) for k, x in weights.read(path).items()}
   plain = torch_quantization.NETWORKS[workload.name]().eval()
   # Some files lack the counters of batches, which do not matter here.
@@ -129,7 +117,7 @@ def torch_peer(workload: workloads.Workload) -> Peer:
 
     @torch.inference_mode()
     def logits(images):
-      return chosen(as_tensor(normalised(images))).numpy()
+      return chosen(as_tensor(_pretrained.normalise(images))).numpy()
 
     return logits
 
@@ -162,7 +150,9 @@ def qwix_statistics(module, params, images: np.ndarray, method: str) -> dict:
     # their own derivatives would leak what they see.
     return jax.vjp(run, params, has_aux=True)[2]
 
-  shapes = jax.eval_shape(observe, params, {}, normalised(images[:1]))
+  shapes = jax.eval_shape(
+    observe, params, {}, _pretrained.normalise(images[:1])
+  )
   seen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   for part in batches(images, f'qwix, {method}'):
     seen = observe(params, seen, part)
@@ -181,7 +171,7 @@ def in_float(operation):
 
 def qwix_peer(workload: workloads.Workload) -> Peer:
   """Qwix, on the Flax module."""
-  module = recipe_of(workload).model
+  module = measure.recipe(workload.name).model
   params = jax.tree.map(jnp.asarray, workload.variables['params'])
   images = workload.calibration.images
   # It knows zero points of these types alone.
@@ -193,7 +183,7 @@ def qwix_peer(workload: workloads.Workload) -> Peer:
   def configured(widths):
     if widths is None:
       run = jax.jit(lambda images: module.apply({'params': params}, images))
-      return lambda images: run(normalised(images))
+      return lambda images: run(_pretrained.normalise(images))
     if any(weight != source for weight, source in widths.values()):
       return None
     methods = {name: method(width) for name, (width, _) in widths.items()}
@@ -207,13 +197,13 @@ def qwix_peer(workload: workloads.Workload) -> Peer:
       _dot_general_fn=in_float(jax.lax.dot_general),
     )
     model = qwix.quantize_model(module, provider)
-    sample = normalised(images[:1])
+    sample = _pretrained.normalise(images[:1])
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
     assert not provider.get_unused_rules()
     seen = {name: statistics(methods[name])[name] for name in widths}
     held = qwix.quantize_params(params, shapes['params'], seen)
     run = jax.jit(lambda held, images: model.apply({'params': held}, images))
-    return lambda images: run(held, normalised(images))
+    return lambda images: run(held, _pretrained.normalise(images))
 
   return configured
 

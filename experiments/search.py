@@ -23,7 +23,7 @@ from experiments.launch import launch
 from nemo_jax import devices, mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
-from nemo_jax.evaluate import evaluate
+from nemo_jax.evaluate import candidates_at_once, evaluate
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
@@ -62,7 +62,7 @@ flags.DEFINE_bool(
   'data_flow', False, 'searchers see the data-flow graph, not the chain'
 )
 flags.DEFINE_integer(
-  'batch_size', None, 'candidates evaluated at once; one by one if absent', 1
+  'batch_size', None, 'candidates evaluated at once; what suits if absent', 1
 )
 flags.DEFINE_float('exploration', 1.0, 'weight of the confidence bonus', 0.0)
 flags.register_validator(
@@ -117,7 +117,7 @@ def describe_memory(program) -> str:
   )
 
 
-def search(problem, species, generations: int):
+def search(problem, species, generations: int, batch_size: int | None):
   """Runs or resumes the search of the flags; returns its last state."""
   mesh = problem.mesh
   init_key, run_key = jax.random.split(jax.random.key(FLAGS.seed))
@@ -143,7 +143,7 @@ def search(problem, species, generations: int):
       run_key,
       species=species,
       exploration=FLAGS.exploration,
-      batch_size=FLAGS.batch_size,
+      batch_size=batch_size,
     )
     step = devices.jit(step, mesh).lower(state, problem=problem).compile()
   print(f'memory of a device at its peak: {describe_memory(step)}')
@@ -293,7 +293,10 @@ def run() -> None:
   runs.check_flags(workdir(), started_with)
   with stage('calibrating the quantizers'):
     quantized = options.quantize_workload(workload)
-    at_once = options.images_at_once(quantized, FLAGS.batch_size or 1)
+    macs = sum(operation.macs for operation in quantized.operations)
+    suited = candidates_at_once(macs * len(workload.search.labels))
+    batch_size = FLAGS.batch_size or suited
+    at_once = options.images_at_once(quantized, batch_size or 1)
     known = None
     if FLAGS.species != ['paper']:
       known = estimates.sensitivities(workload, quantized, widths)
@@ -331,7 +334,7 @@ def run() -> None:
     if is_first:
       stack.enter_context(runs.locked(workdir()))
       runs.write_flags(workdir(), started_with)
-    state = search(problem, species, generations)
+    state = search(problem, species, generations, batch_size)
     print(f'scoring the front on {len(workload.test.labels)} unseen images')
     front = describe(workload, quantized, problem, state, list(builders))
     if is_first:

@@ -11,6 +11,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nemo_jax import devices
 from nemo_jax.base import Array, Problem
 
+# An accelerator waits for the programs of a small network to be started: for
+# ResNet-20 on 1,000 images, 4e10 multiply-accumulates, an H200 took 1.48 times
+# as long for candidates one by one as for 16 at once.
+_SMALL, _AT_ONCE = 1e11, 16
+
+
+def candidates_at_once(macs: int) -> int | None:
+  """The `batch_size` of `evaluate` that suits this backend.
+
+  Args:
+    macs: multiply-accumulates of one candidate, on all its images.
+  """
+  alone = jax.default_backend() == 'cpu' or macs > _SMALL
+  return None if alone else _AT_ONCE
+
 
 def evaluate(
   problem: Problem, choices: Array, batch_size: int | None = None
@@ -20,9 +35,10 @@ def evaluate(
   Args:
     problem: prices one candidate at a time.
     choices: [P, N] int32.
-    batch_size: candidates evaluated at once, by `vmap`; one after the other if
-      absent, which is what a CPU likes: `vmap` over weights would turn every
-      convolution into a grouped one.
+    batch_size: candidates evaluated at once, by `vmap`, as
+      `candidates_at_once` advises; one after the other if absent, which is what
+      a CPU likes: `vmap` over weights would turn every convolution into a
+      grouped one.
   """
 
   def many(data, choices):

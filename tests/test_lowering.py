@@ -1,6 +1,7 @@
 """Rewritten convolutions against those of XLA, and where they apply."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,19 @@ def test_rewritten_convolutions_are_the_same(
     assert ' convolution(' not in text
 
 
+@settings(max_examples=10)
+@given(
+  st.tuples(st.integers(1, 5), st.integers(1, 5)),
+  st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+)
+def test_strides_may_become_channels(window, strides, padding):
+  images, kernel = values(0, 2, 7, 6, 3), values(1, *window, 3, 4)
+  out = lowering.space_to_depth(images, kernel, strides, padding)
+  expected = convolve(images, kernel, 1, strides, padding)
+  np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
   ('kernel', 'options'),
   [
@@ -129,7 +143,7 @@ def test_gradients_and_vmap_go_through():
   np.testing.assert_allclose(both[1], apply(images, 2 * kernel), atol=1e-4)
 
 
-def test_other_backends_keep_the_convolution():
+def test_other_backends_keep_a_convolution_of_any_numbers():
   images, kernel = values(0, 2, 6, 6, 4), values(1, 3, 3, 1, 4)
   apply = functools.partial(convolve, groups=4)
   flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
@@ -138,6 +152,8 @@ def test_other_backends_keep_the_convolution():
     traced = jax.jit(run).trace(images, kernel)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ('stablehlo.convolution' in text) == kept, platform
+    # The default precision of matrix units would round them.
+    assert ('HIGHEST' in text) == kept, platform
 
 
 @pytest.mark.slow
@@ -175,7 +191,15 @@ PRODUCTS = {  # channels, kernel, groups
   'grouped': (16, (3, 3, 4, 24), 4),
   'depthwise': (16, (3, 3, 1, 16), 16),
   'shallow': (3, (3, 3, 3, 24), 1),
+  'strided': (3, (5, 5, 3, 24), 1),
 }
+STRIDES = {'strided': (2, 2)}
+
+
+def convolve_as(name):
+  """The convolution of that name in PRODUCTS."""
+  strides = STRIDES.get(name, (1, 1))
+  return functools.partial(convolve, groups=PRODUCTS[name][2], strides=strides)
 
 
 def codes(name):
@@ -190,7 +214,7 @@ def codes(name):
 
 def trace_narrow(name, images, kernel):
   """The product of codes of at most 8 bits as `for_backend` runs it."""
-  apply = functools.partial(convolve, groups=PRODUCTS[name][2])
+  apply = convolve_as(name)
   flat = program.flatten(jax.make_jaxpr(apply)(images, kernel))
   narrow = functools.partial(lowering.for_backend, narrow=True)
   run = lambda x, k: program.run(
@@ -199,27 +223,49 @@ def trace_narrow(name, images, kernel):
   return jax.jit(run).trace(images, kernel)
 
 
+CALLS = r'stablehlo\.(convolution|dot_general)'
+
+
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_matrix_units_get_bfloat16_and_sum_in_float32(name, platform):
   traced = trace_narrow(name, *codes(name))
   text = traced.lower(lowering_platforms=(platform,)).as_text()
-  (line,) = [x for x in text.splitlines() if 'stablehlo.convolution' in x]
+  lines = [x for x in text.splitlines() if re.search(CALLS, x)]
+  if (name, platform) == ('depthwise', 'cuda'):
+    assert not lines  # nothing for a matrix unit
+    return
+  (line,) = lines
   operands, result = line.rsplit(' : ', 1)[1].split(' -> ')
   assert operands.count('xbf16') == 2
   assert 'xf32' in result
+  kind = 'dot' if (name, platform) == ('pointwise', 'cuda') else 'conv'
+  assert f'stablehlo.{kind}' in line
+  # Strides over pixels have become channels.
+  is_deep = 'x12x' in operands
+  assert is_deep == ((name, platform) == ('strided', 'cuda'))
 
 
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_products_of_eight_bit_codes_are_those_of_integers(name):
   images, kernel = codes(name)
-  apply = functools.partial(convolve, groups=PRODUCTS[name][2])
-  expected = apply(images.astype(np.int32), kernel.astype(np.int32))
+  apply = convolve_as(name)
+  whole = images.astype(np.int32), kernel.astype(np.int32)
+  # Not every backend has convolutions of integers.
+  expected = apply(*jax.device_put(whole, jax.devices('cpu')[0]))
   operands = images, kernel
   (equation,) = program.flatten(jax.make_jaxpr(apply)(*operands)).equations
-  in_bfloat16 = lowering._narrow(equation, [jnp.asarray(x) for x in operands])
-  here = trace_narrow(name, *operands).lower().compile()
-  for out in in_bfloat16, here(*operands):
+  operands = [jnp.asarray(x) for x in operands]
+  found = [
+    trace_narrow(name, *operands).lower().compile()(*operands),
+    lowering._on_matrix_units(equation, operands, narrow=True),
+  ]
+  forms = lowering._rewritten(equation.params, *operands, narrow=True)
+  if 'gpu' in forms:
+    halves = [x.astype(jnp.bfloat16) for x in operands]
+    window = equation.params['window_strides'], equation.params['padding']
+    found.append(forms['gpu'](*halves, *window))
+  for out in found:
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, expected)
 

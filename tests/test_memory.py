@@ -8,7 +8,7 @@ import pytest
 
 from nemo_jax import memory
 from nemo_jax.base import InputError
-from nemo_jax.evaluate import in_chunks
+from nemo_jax.evaluate import candidates_at_once, in_chunks
 
 
 class Device:
@@ -50,3 +50,10 @@ def test_chunks_give_what_all_at_once_gives(count, chunk):
   out = jax.jit(lambda x: in_chunks(noted, x, chunk))(images)
   np.testing.assert_array_equal(out, apply(images))
   assert max(seen) <= chunk
+
+
+def test_small_networks_are_evaluated_together_on_accelerators(monkeypatch):
+  assert candidates_at_once(10) is None
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert candidates_at_once(40_551_040 * 1000) == 16  # ResNet-20
+  assert candidates_at_once(4_089_184_256 * 1000) is None  # ResNet-50

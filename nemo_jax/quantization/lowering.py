@@ -3,12 +3,14 @@
 XLA's convolution on CPUs is slow where there is a filter for each channel (a
 tenth of what the arithmetic takes) or for each group of them (a fifth), or
 where there are few channels (a third), and does a 1 x 1 convolution slower than
-the matrix product that it is. All are rewritten there. Other backends run
-products as traced, on bfloat16 where the codes have at most eight bits: it
-holds whole numbers up to 256, and sums of its products are exact in float32
-up to 2^24.
+the matrix product that it is. All are rewritten there, and all but the grouped
+on GPUs. Codes of at most eight bits are handed to other backends in bfloat16,
+which holds whole numbers up to 256; sums of their products are exact in float32
+up to 2^24. Wider ones are multiplied at the highest precision, for the default
+of matrix units would round them.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -27,6 +29,8 @@ _LAYOUT = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _MOST_GROUPS = 64
 # And so would a sum of many more terms than the 27 of a usual first layer.
 _MOST_TERMS = 32
+# Pixels have so many at most; a matrix unit wants eight or more.
+_FEW_CHANNELS = 4
 
 
 def _rewritable(params, kernel: Array) -> bool:
@@ -39,6 +43,11 @@ def _rewritable(params, kernel: Array) -> bool:
     and params['batch_group_count'] == 1
     and all(low >= 0 and high >= 0 for low, high in params['padding'])
   )
+
+
+def _dtype_of_sums(kernel: Array):
+  """At least float32, whatever the products are of."""
+  return jnp.promote_types(kernel.dtype, jnp.float32)
 
 
 def _pad(images: Array, padding) -> Array:
@@ -59,7 +68,7 @@ def _taps(images: Array, window, strides):
 
 
 def depthwise(
-  images: Array, kernel: Array, strides, padding, narrow: bool = False
+  images: Array, kernel: Array, strides, padding, hold=lambda images: images
 ) -> Array:
   """A depthwise convolution as a sum of shifted and scaled images.
 
@@ -68,27 +77,25 @@ def depthwise(
     kernel: [h, w, 1, C].
     strides: of the window.
     padding: pairs of low and high, for H and W.
-    narrow: images hold whole numbers of at most 16 bits.
+    hold: makes of the padded images what they wait as.
   """
-  dtype = images.dtype
-  if narrow:
-    # Memory is what it waits for. Without the barrier XLA would compute the
-    # codes anew for each tap.
-    images = _pad(images.astype(jnp.int16), padding)
-    images = jax.lax.optimization_barrier(images)
-  else:
-    images = _pad(images, padding)
-  total = 0
+  images, total = hold(_pad(images, padding)), 0
+  dtype = _dtype_of_sums(kernel)
   for i, j, part in _taps(images, kernel.shape[:2], strides):
-    total += part.astype(dtype) * kernel[i, j, 0]
+    total += part.astype(dtype) * kernel[i, j, 0].astype(dtype)
   return total
 
 
-def shallow(
-  images: Array, kernel: Array, strides, padding, narrow: bool = False
-) -> Array:
+def _in_sixteen_bits(images: Array) -> Array:
+  """Whole numbers in half the memory, which is what a CPU waits for.
+
+  Without the barrier XLA would compute the codes anew for each tap.
+  """
+  return jax.lax.optimization_barrier(images.astype(jnp.int16))
+
+
+def shallow(images: Array, kernel: Array, strides, padding) -> Array:
   """A convolution of few channels, likewise; arguments as for `depthwise`."""
-  del narrow
   total = 0
   for i, j, part in _taps(_pad(images, padding), kernel.shape[:2], strides):
     for c in range(kernel.shape[2]):
@@ -96,18 +103,49 @@ def shallow(
   return total
 
 
-def pointwise(
-  images: Array, kernel: Array, strides, padding, narrow: bool = False
-) -> Array:
+def _to_depth(array: Array, steps) -> Array:
+  """[N, H, W, C] as [N, H / s, W / t, s t C], zeros where it falls short."""
+  (s, t), (count, height, width, channels) = steps, array.shape
+  array = _pad(array, ((0, -height % s), (0, -width % t)))
+  rows, columns = -(-height // s), -(-width // t)
+  array = array.reshape(count, rows, s, columns, t, channels)
+  return jnp.swapaxes(array, 2, 3).reshape(count, rows, columns, -1)
+
+
+def space_to_depth(images: Array, kernel: Array, strides, padding) -> Array:
+  """A convolution with strides as one without, of more channels.
+
+  Arguments as for `depthwise`. The pixels that a stride passes over become
+  channels, so that a first layer has enough of them for a matrix unit.
+  """
+  images = _pad(images, padding)
+  sizes = [
+    (images.shape[axis + 1] - kernel.shape[axis]) // strides[axis] + 1
+    for axis in (0, 1)
+  ]
+  images = _to_depth(images, strides)
+  kernel = jnp.moveaxis(_to_depth(jnp.moveaxis(kernel, -1, 0), strides), 0, -1)
+  rows, columns = (
+    size + taps - 1 for size, taps in zip(sizes, kernel.shape[:2], strict=True)
+  )
+  return jax.lax.conv_general_dilated(
+    images[:, :rows, :columns],
+    kernel,
+    (1, 1),
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    preferred_element_type=_dtype_of_sums(kernel),
+  )
+
+
+def pointwise(images: Array, kernel: Array, strides, padding) -> Array:
   """A 1 x 1 convolution as a matrix product; arguments as for `depthwise`."""
-  del narrow
   images = _pad(images, padding)[:, :: strides[0], :: strides[1]]
-  return jnp.dot(images, kernel[0, 0])
+  dtype = _dtype_of_sums(kernel)
+  return jnp.dot(images, kernel[0, 0], preferred_element_type=dtype)
 
 
-def grouped(
-  images: Array, kernel: Array, strides, padding, narrow: bool = False
-) -> Array:
+def grouped(images: Array, kernel: Array, strides, padding) -> Array:
   """A grouped convolution as one of its own for each group.
 
   Args:
@@ -115,9 +153,7 @@ def grouped(
     kernel: [h, w, c, C], the outputs of a group together.
     strides: of the window.
     padding: pairs of low and high, for H and W.
-    narrow: ignored.
   """
-  del narrow
   groups = images.shape[-1] // kernel.shape[2]
   parts = zip(
     jnp.split(images, groups, axis=-1),
@@ -136,18 +172,31 @@ def grouped(
   )
 
 
-def _rewritten(params, images: Array, kernel: Array):
-  """The function above that does what a convolution does; None if none."""
+def _rewritten(params, images: Array, kernel: Array, narrow: bool):
+  """The functions above that do what a convolution does, by platform.
+
+  Args:
+    params: of the convolution.
+    images: its first operand.
+    kernel: its second.
+    narrow: as for `for_backend`.
+  """
   if not _rewritable(params, kernel):
-    return None
-  groups = params['feature_group_count']
+    return {}
+  groups, strides = params['feature_group_count'], params['window_strides']
   if groups == images.shape[-1] == kernel.shape[-1] > 1:
-    return depthwise
+    hold = {'hold': _in_sixteen_bits} if narrow else {}
+    return {'cpu': functools.partial(depthwise, **hold), 'gpu': depthwise}
   if groups == 1 and kernel.shape[:2] == (1, 1):
-    return pointwise
-  if groups == 1 and math.prod(kernel.shape[:3]) <= _MOST_TERMS:
-    return shallow
-  return grouped if 1 < groups <= _MOST_GROUPS else None
+    return {'cpu': pointwise, 'gpu': pointwise}
+  if groups > 1:
+    return {'cpu': grouped} if groups <= _MOST_GROUPS else {}
+  forms = {}
+  if math.prod(kernel.shape[:3]) <= _MOST_TERMS:
+    forms['cpu'] = shallow
+  if kernel.shape[2] <= _FEW_CHANNELS and max(strides) > 1:
+    forms['gpu'] = space_to_depth
+  return forms
 
 
 def as_traced(
@@ -166,8 +215,12 @@ def as_traced(
   return out
 
 
-def _narrow(equation, operands: list[Array]) -> Array:
-  """As traced, on bfloat16 operands with sums in float32."""
+def _on_matrix_units(equation, operands: list[Array], narrow: bool) -> Array:
+  """As traced, and exact where the operands are whole numbers."""
+  if not narrow:
+    highest = jax.lax.Precision.HIGHEST
+    (out,) = program_lib.bind(equation, operands, precision=(highest, highest))
+    return out
   (out,) = program_lib.bind(
     equation,
     [x.astype(jnp.bfloat16) for x in operands],
@@ -187,18 +240,22 @@ def for_backend(
     operands: its two inputs.
     narrow: they hold whole numbers from -256 to 256.
   """
-  plain = lambda *operands: as_traced(equation, operands)
-  rewritten = None
+  forms = {}
   if equation.name == 'conv_general_dilated':
-    rewritten = _rewritten(equation.params, *operands)
-  if rewritten is None and not narrow:
-    return plain(*operands)
-  other = (lambda *operands: _narrow(equation, operands)) if narrow else plain
-  fast = plain
-  if rewritten is not None:
+    forms = _rewritten(equation.params, *operands, narrow)
     window = equation.params['window_strides'], equation.params['padding']
-    fast = lambda images, kernel: rewritten(images, kernel, *window, narrow)
-  return jax.lax.platform_dependent(*operands, cpu=fast, default=other)
+  on_cpu = lambda *operands: as_traced(equation, operands)
+  elsewhere = lambda *operands: _on_matrix_units(equation, operands, narrow)
+  on_gpu = elsewhere
+  if 'cpu' in forms:
+    on_cpu = lambda *operands: forms['cpu'](*operands, *window)
+  if 'gpu' in forms and narrow:
+    on_gpu = lambda *operands: forms['gpu'](
+      *(x.astype(jnp.bfloat16) for x in operands), *window
+    )
+  return jax.lax.platform_dependent(
+    *operands, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=elsewhere
+  )
 
 
 LOWERINGS: dict[str, Callable[..., Array]] = {

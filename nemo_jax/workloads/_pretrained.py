@@ -37,6 +37,12 @@ IMAGENET = {
 }
 
 
+def normalise(pixels):
+  """float32 images as the networks expect them, of uint8 pixels."""
+  mean, deviation = (np.asarray(x, np.float32) for x in (MEAN, DEVIATION))
+  return (pixels.astype(np.float32) / 255 - mean) / deviation
+
+
 def network(recipe: Recipe, image_size: int | None) -> Network:
   """Takes uint8 pixels; normalises them inside, and so on the device."""
   size = image_size or recipe.image_size
@@ -44,9 +50,7 @@ def network(recipe: Recipe, image_size: int | None) -> Network:
     raise InputError(f'image_size is {size}; {recipe.name} needs 32 or more')
 
   def apply(variables, pixels):
-    scaled = pixels.astype(jnp.float32) / 255
-    mean, deviation = (np.asarray(x, np.float32) for x in (MEAN, DEVIATION))
-    return recipe.model.apply(variables, (scaled - mean) / deviation)
+    return recipe.model.apply(variables, normalise(pixels))
 
   shape = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   floats = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
