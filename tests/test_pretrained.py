@@ -344,6 +344,6 @@ def test_a_search_on_real_images_runs_to_its_end(shared, cache, tmp_path):
   assert 'are done' in run('search', *given).stdout
 
 
-def test_a_search_without_data_says_what_is_missing(tmp_path, cache):
+def test_a_search_without_weights_says_what_is_missing(tmp_path, cache):
   given = [f'--cache={cache}', f'--workdir={tmp_path}', '--workload=resnet50']
   refused(run('search', *given, '--weights=none.pth'), 'no file none.pth')

@@ -3,11 +3,12 @@
 XLA's convolution on CPUs is slow where there is a filter for each channel (a
 tenth of what the arithmetic takes) or for each group of them (a fifth), or
 where there are few channels (a third), and does a 1 x 1 convolution slower than
-the matrix product that it is. All are rewritten there, and all but the grouped
-on GPUs. Codes of at most eight bits are handed to other backends in bfloat16,
-which holds whole numbers up to 256; sums of their products are exact in float32
-up to 2^24. Wider ones are multiplied at the highest precision, for the default
-of matrix units would round them.
+the matrix product that it is. All are rewritten there. Codes of at most eight
+bits are handed to other backends in bfloat16, which holds whole numbers up to
+256; sums of their products are exact in float32 while they stay within 2^24.
+Of them GPUs get rewritten what has a filter for each channel, what is 1 x 1,
+and what strides over few channels. Wider codes are multiplied at the highest
+precision, for the default of matrix units would round them.
 """
 
 import functools
@@ -87,11 +88,11 @@ def depthwise(
 
 
 def _in_sixteen_bits(images: Array) -> Array:
-  """Whole numbers in half the memory, which is what a CPU waits for.
+  """Codes of at most eight bits in half the memory, which a CPU waits for.
 
   Without the barrier XLA would compute the codes anew for each tap.
   """
-  return jax.lax.optimization_barrier(images.astype(jnp.int16))
+  return jax.lax.optimization_barrier(images.astype(jnp.bfloat16))
 
 
 def shallow(images: Array, kernel: Array, strides, padding) -> Array:
@@ -202,7 +203,7 @@ def _rewritten(params, images: Array, kernel: Array, narrow: bool):
 def as_traced(
   equation: program_lib.Equation, operands: list[Array], narrow: bool = False
 ) -> Array:
-  """The product that an equation is, its sums at least in float32.
+  """The product that an equation is.
 
   Args:
     equation: one of `program.MATRIX_PRODUCTS`.
@@ -216,30 +217,20 @@ def as_traced(
 
 
 def _on_matrix_units(equation, operands: list[Array], narrow: bool) -> Array:
-  """As traced, and exact where the operands are whole numbers."""
-  if not narrow:
-    highest = jax.lax.Precision.HIGHEST
-    (out,) = program_lib.bind(equation, operands, precision=(highest, highest))
-    return out
+  """As traced, in bfloat16 where it is narrow, else at full precision."""
+  if narrow:
+    operands = [x.astype(jnp.bfloat16) for x in operands]
+    dtype, precision = jnp.float32, None
+  else:
+    dtype = jnp.result_type(*operands)
+    precision = (jax.lax.Precision.HIGHEST,) * 2
   (out,) = program_lib.bind(
-    equation,
-    [x.astype(jnp.bfloat16) for x in operands],
-    preferred_element_type=jnp.float32,
-    precision=None,
+    equation, operands, preferred_element_type=dtype, precision=precision
   )
   return out
 
 
-def for_backend(
-  equation: program_lib.Equation, operands: list[Array], narrow: bool = False
-) -> Array:
-  """The product that an equation is, by the fastest of its forms.
-
-  Args:
-    equation: one of `program.MATRIX_PRODUCTS`.
-    operands: its two inputs.
-    narrow: they hold whole numbers from -256 to 256.
-  """
+def _fastest(equation, operands: list[Array], narrow: bool) -> Array:
   forms = {}
   if equation.name == 'conv_general_dilated':
     forms = _rewritten(equation.params, *operands, narrow)
@@ -256,6 +247,32 @@ def for_backend(
   return jax.lax.platform_dependent(
     *operands, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=elsewhere
   )
+
+
+def for_backend(
+  equation: program_lib.Equation, operands: list[Array], narrow: bool = False
+) -> Array:
+  """The product that an equation is, by the fastest of its forms.
+
+  Args:
+    equation: one of `program.MATRIX_PRODUCTS`.
+    operands: its two inputs.
+    narrow: they hold whole numbers from -256 to 256.
+  """
+  any_numbers = lambda *operands: _fastest(equation, operands, narrow=False)
+  if not narrow:
+    return any_numbers(*operands)
+  # Gradients are not whole numbers.
+  product = jax.custom_jvp(
+    lambda *operands: _fastest(equation, operands, narrow=True)
+  )
+
+  @product.defjvp
+  def differentiate(primals, tangents):
+    _, tangent = jax.jvp(any_numbers, primals, tangents)
+    return product(*primals), tangent
+
+  return product(*operands)
 
 
 LOWERINGS: dict[str, Callable[..., Array]] = {
