@@ -270,6 +270,9 @@ def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
         bar.update(FLAGS.budget - (bar.n - before))
         results.setdefault(method, {})[seed] = cell
         runs.write_text(path, json.dumps(results) + '\n')
+      # Linux lets a process map 65,530 pieces of memory; a program of a large
+      # network takes thousands, and a failed map ends the process.
+      jax.clear_caches()
   return results
 
 

@@ -15,6 +15,8 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
+import jax  # noqa: E402
+
 from nemo_jax import data, workloads  # noqa: E402
 
 # A machine under load is no reason to fail.
@@ -31,6 +33,16 @@ def alone(name: str):
   with open(CACHE / f'.{name}.lock', 'w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  """Compiled programs of other files are dropped: Linux maps 65,530 pieces.
+
+  Each program takes some, and a map that fails ends the process.
+  """
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
