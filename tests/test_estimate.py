@@ -177,10 +177,8 @@ def test_without_an_estimate_it_says_what_is_missing(name):
       species.find(name)(other, 8)
 
 
-slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize('name', ['lagrangian', *map(slow, OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['lagrangian', *OTHERS])
 def test_the_first_generation_is_near_the_estimates_front(name):
   problem = additive_problem()
   one = species.find(name)(problem, 32)

@@ -45,6 +45,7 @@ def rows_of(table: str) -> list[list[str]]:
   return [line.split(' | ') for line in lines][1:]
 
 
+@pytest.mark.slow
 def test_knapsacks_keep_to_their_budgets(run):
   output, error = run('knapsack', '--budgets=6,0.009MB,0.01G')
   assert not error

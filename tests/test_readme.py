@@ -27,6 +27,7 @@ def block_with(word: str) -> str:
   return found
 
 
+@pytest.mark.slow
 def test_the_library_use_runs(digits, monkeypatch):
   del digits  # only makes sure that the weights are there
   monkeypatch.chdir(ROOT)

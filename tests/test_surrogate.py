@@ -17,7 +17,8 @@ from tests.placement import placement_problem
 PROBLEM = placement_problem(9)
 NODES, CHOICES = PROBLEM.allowed.shape
 ROWS, MEMORY = 40, 60
-predict = jax.jit(lambda seen, rows: surrogate.predict(PROBLEM, seen, rows))
+predict = jax.jit(surrogate.predict)
+draw_factors = jax.jit(surrogate.draw_factors, static_argnums=3)
 turns = jax.jit(
   lambda key, seen, archive, rows, proposer, places, count: surrogate.turns(
     key, PROBLEM, seen, archive, rows, proposer, places, count
@@ -74,7 +75,7 @@ def test_the_posterior_is_that_of_scikit_learn():
   x, z = table(past), table(new)
   peer.fit(x, logarithm(past) - x[:, 0])
   mean, deviation = peer.predict(z, return_std=True)
-  found = predict(evaluated(past), new)
+  found = predict(PROBLEM, evaluated(past), new)
   np.testing.assert_allclose(found[0], mean + z[:, 0], rtol=2e-3, atol=2e-3)
   np.testing.assert_allclose(found[1], deviation, rtol=2e-2, atol=2e-3)
 
@@ -82,7 +83,9 @@ def test_the_posterior_is_that_of_scikit_learn():
 def test_what_was_measured_makes_better_predictions():
   new = placements(1, 200)
   error = [
-    np.std(predict(evaluated(placements(0, n)), new)[0] - logarithm(new))
+    np.std(
+      predict(PROBLEM, evaluated(placements(0, n)), new)[0] - logarithm(new)
+    )
     for n in (2, 10, MEMORY)
   ]
   assert error[2] < 0.5 * error[0]
@@ -218,7 +221,7 @@ def test_losses_of_any_scale_are_finite(scale):
   known = PROBLEM.estimate._replace(loss=scale * PROBLEM.estimate.loss)
   other = PROBLEM.replace(estimate=known)
   seen = evaluated(placements(0, surrogate.MEMORY), surrogate.MEMORY)
-  found = surrogate.predict(other, seen, placements(1))
-  drawn = surrogate.draw_factors(jax.random.key(0), other, seen, 4)
+  found = predict(other, seen, placements(1))
+  drawn = draw_factors(jax.random.key(0), other, seen, 4)
   for values in (*found, drawn):
     assert jnp.isfinite(values).all()
