@@ -10,7 +10,6 @@ from nemo_jax.base import Array, Estimate, InputError
 from nemo_jax.quantization import analysis as analysis_lib
 
 FLOAT_BITS = 32
-PRECISIONS = ('product', 'larger')
 NAMES = ('size', 'bit_operations', 'bit_operations_larger')
 
 
