@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -127,8 +128,10 @@ def test_two_processes_find_the_front_of_one_and_only_the_first_writes(
   )
   assert not folders[1].exists()
   assert 'points on the front' in outputs[0]
-  # What is left are lines of the library that carries the messages.
-  assert all('Gloo' in line for line in outputs[1].splitlines())
+  # What is left are lines of the library that carries the messages, which its
+  # threads may tear apart.
+  own = re.sub(r'.*Gloo.*|.*peer ranks.*', '', outputs[1])
+  assert not own.strip()
 
 
 @pytest.mark.slow
