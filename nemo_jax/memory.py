@@ -10,8 +10,8 @@ from nemo_jax.base import InputError
 # Activations may take this share of a device's memory: compilers keep scratch
 # space beside them, and other arrays have to fit as well.
 SHARE = 0.5
-# A CPU is fastest while they stay near its caches: MobileNet-V2 ran 132 images
-# a second at 16 images at once, and 71 at 64.
+# A CPU is fastest while they stay near its caches: MobileNet-V2 ran 125 images
+# a second at 8 at once, 120 at 16 and 112 at 64.
 CPU_BYTES = 160 * 2**20
 # Scratch space of a compiled network over the activations alive in its trace:
 # at most 1.8 on the networks of this package, as XLA's memory analysis says.
