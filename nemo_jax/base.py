@@ -107,7 +107,7 @@ class Feedback(NamedTuple):
   own: Array  # [P] bool, the survivors that belong to this species
   source: Array  # [P] int32, where their genotypes are
   fitness: Array  # [Q] float32, rank of each asked row; +inf if not evaluated
-  seen: Population  # [H, ...], what all species evaluated last
+  learned: PyTree  # of the last evaluations, see `surrogate.learn`; or None
 
 
 class Species(NamedTuple):

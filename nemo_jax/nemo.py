@@ -42,7 +42,8 @@ class State(NamedTuple):
   species: tuple[Any, ...]  # the private state of each
   evaluations: Array  # int32[S], done for each species
   failures: Array  # int32[], evaluations that came back NaN
-  seen: Population  # [H, ...], the last evaluations, to foretell others from
+  seen: Population  # [H, ...], the last evaluations
+  belief: surrogate.Belief  # what they say of others
 
 
 def check_size(population_size: int, species: int) -> None:
@@ -83,6 +84,7 @@ def init(
     evaluations=jnp.zeros(len(species), jnp.int32),
     failures=jnp.zeros((), jnp.int32),
     seen=pareto.empty_population(surrogate.MEMORY, nodes, objectives),
+    belief=surrogate.nothing(problem),
   )
 
 
@@ -148,6 +150,11 @@ class _Offspring(NamedTuple):
   failures: Array  # int32[]
 
 
+def _narrow(problem: Problem, choices: Array) -> Array:
+  """The same choices, in as few bytes as hold them."""
+  return choices.astype(np.min_scalar_type(problem.allowed.shape[1] - 1))
+
+
 def _select(key, state, problem, asked, proposer, start, screen: bool):
   """What is evaluated: the order of each species' proposals, and P rows.
 
@@ -165,7 +172,9 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   archived = jnp.all(jnp.isfinite(state.archive.objectives), axis=-1)
   rows = [state.archive.choices, state.population.choices, asked]
   known = [archived, living, jnp.ones(len(asked), bool)]
-  repeated = pareto.duplicated(jnp.concatenate(rows), jnp.concatenate(known))
+  repeated = pareto.duplicated(
+    _narrow(problem, jnp.concatenate(rows)), jnp.concatenate(known)
+  )
   repeated = repeated[-len(asked) :]
   if not (screen and surrogate.applies(problem)):
     queue = jnp.lexsort((repeated, proposer))
@@ -179,7 +188,7 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   turn = surrogate.turns(
     key,
     problem,
-    state.seen,
+    state.belief,
     state.archive,
     asked[seen],
     jnp.where(repeated, -1, proposer)[seen],
@@ -329,8 +338,7 @@ def _utility(kind: str, scaled, species, count, directions, member, rank):
   owned = jnp.arange(count)[:, None] == species  # [S, n]
   if kind == 'r2':
     zeros = jnp.zeros(scaled.shape[1])
-    indicator = lambda own: pareto.r2(scaled, directions, zeros, own & member)
-    return jax.vmap(indicator)(owned)
+    return pareto.r2(scaled, directions, zeros, owned & member)
   if kind == 'hypervolume':
     ones = jnp.ones(scaled.shape[1])
     volume = lambda mask: pareto.hypervolume(scaled, ones, mask & member)
@@ -393,7 +401,8 @@ def step(
     offspring.population,
   )
   valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
-  member = valid & ~pareto.duplicated(pool.choices, valid)
+  choices = _narrow(problem, pool.choices)
+  member = valid & ~pareto.duplicated(choices, valid)
 
   scaled = scale_objectives(problem, pool.objectives)
   front = pareto.nondominated_rank(scaled, member)  # unused by R2, so dropped
@@ -411,6 +420,10 @@ def step(
     jnp.where(member, rank, jnp.inf), pool, offspring, sizes
   )
   seen = surrogate.remember(seen_key, state.seen, offspring.population)
+  learned, belief = None, state.belief
+  if problem.estimate is not None:
+    learned = surrogate.learn(problem, seen)
+    belief = surrogate.believe(learned)
   fitness = jnp.full(len(offspring.asked), jnp.inf)
   fitness = fitness.at[offspring.row].set(rank[places:])
   fitness = jnp.split(fitness, offspring.start[1:])
@@ -418,7 +431,7 @@ def step(
   told = []
   for i, one in enumerate(species):
     own = population.species == i
-    feedback = Feedback(population, kept_rank, own, source, fitness[i], seen)
+    feedback = Feedback(population, kept_rank, own, source, fitness[i], learned)
     told.append(one.tell(tell_keys[i], states[i], feedback))
 
   new = State(
@@ -429,6 +442,7 @@ def step(
     evaluations=evaluations,
     failures=state.failures + offspring.failures,
     seen=seen,
+    belief=belief,
   )
   # One trace for a whole run: no leaf may change its type or be weakly typed.
   new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)

@@ -5,6 +5,8 @@ linear layer, SELU, logits. Graphs are `jraph.GraphsTuple`s; `undirected` makes
 them ready for message passing.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ import jraph
 import numpy as np
 
 from nemo_jax.base import Array
+
+_TILE = 32  # rows of a product with a matrix that is mostly zeros
 
 
 def _edges(adjacency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,17 +93,47 @@ def reach(graph: jraph.GraphsTuple, hops: int) -> np.ndarray:
   return (np.linalg.matrix_power(step, hops) > 0).astype(np.float32)
 
 
-def _convolve_kept(
-  near: np.ndarray, kept: Array, nodes: Array, features: int, name: str
-):
-  """The graph convolution among the nodes that are kept; 0 at the others.
+def sums_within(
+  graph: jraph.GraphsTuple, hops: int
+) -> Callable[[Array], Array]:
+  """From nodes [N, F] to sums [N, F] over those at most `hops` edges away.
 
-  Edges are a matrix [N, N], the same for all networks, so that those of many
-  are one product of matrices.
+  The product with `reach`, the same for all networks, so that those of many are
+  one product of matrices. Nodes are numbered along the network, so that a few
+  rows reach few columns; the others take no part.
   """
-  degree = jnp.maximum(near @ kept, 1)
-  scale = (kept * jax.lax.rsqrt(degree))[:, None]
-  return scale * (near @ (scale * nn.Dense(features, name=name)(nodes)))
+  near = reach(graph, hops)
+  count = len(near)
+  starts = np.arange(0, count, _TILE)
+  columns = [np.flatnonzero(near[s : s + _TILE].any(axis=0)) for s in starts]
+  width = max(c[-1] - c[0] + 1 for c in columns)
+  firsts = [min(c[0], count - width) for c in columns]
+  padded = np.pad(near, ((0, len(starts) * _TILE - count), (0, 0)))
+  tiles = np.stack(
+    [
+      padded[s : s + _TILE, f : f + width]
+      for s, f in zip(starts, firsts, strict=True)
+    ]
+  )
+
+  def sums(nodes):
+    windows = jnp.stack([nodes[f : f + width] for f in firsts])
+    return (tiles @ windows).reshape(-1, nodes.shape[1])[:count]
+
+  return sums
+
+
+def _convolve_kept(
+  sums: Callable[[Array], Array],
+  kept: Array,
+  nodes: Array,
+  features: int,
+  name: str,
+):
+  """The graph convolution among the nodes that are kept; 0 at the others."""
+  degree = jnp.maximum(sums(kept[:, None]), 1)
+  scale = kept[:, None] * jax.lax.rsqrt(degree)
+  return scale * sums(scale * nn.Dense(features, name=name)(nodes))
 
 
 class GraphUNet(nn.Module):
@@ -122,21 +156,21 @@ class GraphUNet(nn.Module):
     graph = _convolve(graph, self.hidden, 'convolution')
     nodes = nn.selu(graph.nodes)
     count = nodes.shape[0]
-    near, kept = reach(graph, 1), jnp.ones(count)
+    sums, kept = sums_within(graph, 1), jnp.ones(count)
     levels = []
     for level in range(self.depth):
-      levels.append((nodes, near, kept))
+      levels.append((nodes, sums, kept))
       score = nn.Dense(1, name=f'score_{level}')(nodes)[:, 0]
       count = (count + 1) // 2
       _, best = jax.lax.top_k(jnp.where(kept > 0, score, -jnp.inf), count)
       kept = jnp.zeros_like(kept).at[best].set(1)
-      near = reach(graph, 2 ** (level + 1))
+      sums = sums_within(graph, 2 ** (level + 1))
       # The gate lets the score be learned, and bounds what passes.
       nodes = nodes * nn.sigmoid(score)[:, None]
-      nodes = _convolve_kept(near, kept, nodes, self.hidden, f'down_{level}')
+      nodes = _convolve_kept(sums, kept, nodes, self.hidden, f'down_{level}')
       nodes = nn.selu(nodes)
-    for level, (skip, near, kept) in reversed(list(enumerate(levels))):
+    for level, (skip, sums, kept) in reversed(list(enumerate(levels))):
       nodes = skip + nodes
-      nodes = _convolve_kept(near, kept, nodes, self.hidden, f'up_{level}')
+      nodes = _convolve_kept(sums, kept, nodes, self.hidden, f'up_{level}')
       nodes = nn.selu(nodes)
     return _head(graph._replace(nodes=nodes), self.hidden, self.num_choices)

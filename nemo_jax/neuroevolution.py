@@ -24,7 +24,7 @@ from nemo_jax.ssne import SSNE
 
 # So many at most, so that what they compute stays in a CPU's cache, which takes
 # a third of the time.
-NETWORKS_AT_ONCE = 64
+NETWORKS_AT_ONCE = 32
 
 
 class State(NamedTuple):
@@ -174,7 +174,7 @@ def make(
   policy: Policy,
   population_size: int,
   algorithm: str = 'SSNE',
-  proposals: int = NETWORKS_AT_ONCE,
+  proposals: int = 64,
 ) -> Species:
   """A species of weights, evolved by SSNE or by any evosax algorithm.
 
@@ -190,13 +190,12 @@ def make(
   start = policy.start
   weights = jax.eval_shape(start, jax.random.key(0))
   weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
-  nodes = jax.eval_shape(policy.choose, weights).shape
-  count = max(population_size, proposals)
+  number, size = variation.blocks(
+    max(population_size, proposals), NETWORKS_AT_ONCE
+  )
+  count = number * size
   evolver = _build(algorithm, count, weights)
   params = evolver.default_params
-  # All batches alike, or a second program would be compiled for the last one.
-  sizes = range(1, min(NETWORKS_AT_ONCE, count) + 1)
-  at_once = max(size for size in sizes if count % size == 0)
   has_population = isinstance(evolver, PopulationBasedAlgorithm)
   tell_one = _tell_population if has_population else _tell_distribution
 
@@ -214,29 +213,16 @@ def make(
     inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
     return State(members, asked, inner, jnp.int32(population_size))
 
-  def choose_first(weights, needed):
-    """Choices [Q, N] of the first networks; then the first one's, repeated."""
-    blocks = jax.tree.map(
-      lambda x: x.reshape(-1, at_once, *x.shape[1:]), weights
-    )
-    starts = jnp.arange(0, count, at_once)
-
-    def choose_block(block):
-      start, some = block
-      idle = lambda _: jnp.zeros((at_once, *nodes), jnp.int32)
-      run = jax.vmap(policy.choose)
-      return jax.lax.cond(start < needed, run, idle, some)
-
-    choices = jax.lax.map(choose_block, (starts, blocks))
-    ran = jnp.repeat(starts < needed, at_once)
-    choices = choices.reshape(count, -1)
-    return jnp.where(ran[:, None], choices, choices[0])
-
   def ask(key, state):
-    asked, inner = evolver.ask(key, state.algorithm, params)
-    # A quarter may be repetitions before an evaluation is wasted on one.
-    needed = jnp.maximum(5 * state.places // 4, NETWORKS_AT_ONCE)
-    choices = choose_first(asked, needed)
+    wanted = variation.wanted(state.places)
+    # Of other algorithms all children are made, which takes less than to see
+    # what they decide.
+    lazy = {'wanted': wanted} if isinstance(evolver, SSNE) else {}
+    asked, inner = evolver.ask(key, state.algorithm, params.replace(**lazy))
+    blocks = jax.tree.map(
+      lambda x: x.reshape(number, size, *x.shape[1:]), asked
+    )
+    choices = variation.in_blocks(jax.vmap(policy.choose), blocks, wanted)
     return choices, state._replace(asked=asked, algorithm=inner)
 
   def tell(key, state, feedback):

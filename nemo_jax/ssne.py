@@ -30,11 +30,14 @@ class Params(base.Params):
     mut_dist: probability that a tensor is mutated.
     cr_dist: probability that a tensor is crossed with that of the mate.
     std: of the Gaussian noise, in units of the tensor's own spread.
+    wanted: how many children are made, in whole blocks; the others are copies
+      of the first.
   """
 
   mut_dist: float = 0.5
   cr_dist: float = 0.3
   std: float = 0.3
+  wanted: int = np.iinfo(np.int32).max
 
 
 class SSNE(base.PopulationBasedAlgorithm):
@@ -65,39 +68,47 @@ class SSNE(base.PopulationBasedAlgorithm):
       generation_counter=0,
     )
 
-  def _by_tensor(self, key: jax.Array, rate: float) -> jax.Array:
-    """bool[P, D]: each tensor of each member with probability `rate`."""
-    shape = (self.population_size, len(self.sizes))
+  def _by_tensor(self, key: jax.Array, rate: float, rows: int) -> jax.Array:
+    """bool[rows, D]: each tensor of each child with probability `rate`."""
+    shape = (rows, len(self.sizes))
     return self._repeat(jax.random.bernoulli(key, rate, shape))
 
   def _repeat(self, values: jax.Array) -> jax.Array:
-    """[P, D]: a value of each tensor [P, T], for all the weights in it."""
+    """[rows, D]: a value of each tensor [rows, T], for all weights in it."""
     # Not jnp.repeat: XLA broadcasts several times faster than it gathers.
     spread = [
-      jnp.broadcast_to(column[:, None], (self.population_size, size))
+      jnp.broadcast_to(column[:, None], (len(values), size))
       for column, size in zip(values.T, self.sizes, strict=True)
     ]
     return jnp.concatenate(spread, axis=1)
 
-  def _spread(self, population: jax.Array) -> jax.Array:
-    """float[P, D]: root mean square of the tensor that a weight is part of."""
-    tensors = jnp.split(population, np.cumsum(self.sizes)[:-1], axis=1)
+  def _spread(self, children: jax.Array) -> jax.Array:
+    """float[rows, D]: root mean square of the tensor that a weight is in."""
+    tensors = jnp.split(children, np.cumsum(self.sizes)[:-1], axis=1)
     square = [jnp.mean(tensor**2, axis=1) for tensor in tensors]
     # A tensor of zeros, such as a fresh bias, is moved on a scale of 0.1.
     return self._repeat(jnp.maximum(jnp.sqrt(jnp.stack(square, 1)), 0.1))
 
-  def _ask(self, key, state, params):
+  def _breed(self, key, state, params, rows):
     keys = jax.random.split(key, 6)
     everyone = jnp.ones(self.population_size, bool)
-    pick = lambda k: variation.tournament(k, state.fitness, everyone)
+    pick = lambda k: variation.tournament(k, state.fitness, everyone, rows)
     child, mate = (state.population[pick(k)] for k in keys[:2])
-    shape = child.shape
-    swapped = self._by_tensor(keys[2], params.cr_dist)
-    swapped &= (jax.random.bits(keys[3], shape, jnp.uint8) & 1).astype(bool)
+    swapped = self._by_tensor(keys[2], params.cr_dist, rows)
+    swapped &= (jax.random.bits(keys[3], child.shape) & 1).astype(bool)
     child = jnp.where(swapped, mate, child)
-    noise = jax.random.normal(keys[4], shape) * self._spread(child)
-    mutated = self._by_tensor(keys[5], params.mut_dist)
-    return child + mutated * params.std * noise, state
+    noise = jax.random.normal(keys[4], child.shape) * self._spread(child)
+    mutated = self._by_tensor(keys[5], params.mut_dist, rows)
+    return child + mutated * params.std * noise
+
+  def _ask(self, key, state, params):
+    number, rows = variation.blocks(self.population_size)
+    children = variation.in_blocks(
+      lambda key: self._breed(key, state, params, rows),
+      variation.keys(key, number),
+      params.wanted,
+    )
+    return children[: self.population_size], state
 
   def _tell(self, key, population, fitness, state, params):
     del key, params

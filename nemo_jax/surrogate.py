@@ -2,9 +2,11 @@
 
 A Gaussian process whose mean is the problem's estimate: the first objective is
 taken to be the sum of the estimated losses, each with an unknown factor, up to
-a smooth function of that sum. The other objectives are known exactly, so that
-the expected gain in hypervolume (Emmerich 2005) is a mean, over costs, of
-expected improvements (Jones et al. 1998) of the first one.
+a smooth function of that sum. The other objectives are known exactly, so that a
+gain in hypervolume is a mean, over costs, of improvements of the first one. It
+is the gain at the mean of what was learned: that of the expected improvement,
+which has to know how certain each proposal is, was no better and took most of a
+generation's time. What is uncertain is for species to try, see `thompson`.
 """
 
 from typing import NamedTuple
@@ -81,16 +83,30 @@ def _kernel(one: Features, two: Features) -> Array:
   return _shared(one.level, two.level) + nodes + choices
 
 
-class _Past(NamedTuple):
-  """What was seen, and what the estimate left unexplained of it."""
+class Learned(NamedTuple):
+  """What evaluations say about the factors on the estimated losses."""
 
   features: Features
   known: Array  # bool[H], the other rows are empty
-  gap: Array  # float32[H], logarithms
-  factor: tuple  # of the Gram matrix, from cho_factor
+  gap: Array  # float32[H], logarithms of what the estimate left unexplained
+  factor: Array  # float32[H, H], of the Gram matrix by Cholesky
 
 
-def _past(problem: Problem, seen: Population) -> _Past:
+class Belief(NamedTuple):
+  """The mean of what was learned."""
+
+  level: Array  # float32[H], of what was seen
+  weight: Array  # float32[H], of each in the smooth function
+  log_factors: Array  # float32[N, K], on the estimated losses
+
+
+def learn(problem: Problem, seen: Population) -> Learned:
+  """From what was evaluated.
+
+  Args:
+    problem: with an estimate.
+    seen: [H, ...]; empty rows are passed over.
+  """
   known = jnp.all(jnp.isfinite(seen.objectives), axis=-1)
   values = (seen.objectives[:, 0] - problem.ideal[0]) / (
     problem.reference[0] - problem.ideal[0]
@@ -101,34 +117,56 @@ def _past(problem: Problem, seen: Population) -> _Past:
   gram = jnp.where(known[:, None] & known, _kernel(past, past), 0)
   # Empty rows stand alone.
   gram += jnp.diag(jnp.where(known, NOISE**2, 1.0))
-  factor = jax.scipy.linalg.cho_factor(gram, lower=True)
-  return _Past(past, known, gap, factor)
+  factor, _ = jax.scipy.linalg.cho_factor(gram, lower=True)
+  return Learned(past, known, gap, factor)
 
 
-def predict(
-  problem: Problem, seen: Population, choices: Array
-) -> tuple[Array, Array]:
-  """Mean and deviation [n] of log(first objective + FLOOR), in its bounds.
+def _solve(learned: Learned, values: Array) -> Array:
+  """float32[H, ...]: the inverse of the Gram matrix, times values."""
+  return jax.scipy.linalg.cho_solve((learned.factor, True), values)
+
+
+def _log_factors(learned: Learned, weights: Array, choices: int) -> Array:
+  """float32[..., N, K]: what weights [..., H] of what was seen amount to."""
+  node = NODE**2 * weights @ learned.features.node
+  choice = CHOICE**2 * weights @ learned.features.choice
+  shape = (*node.shape, choices)
+  return node[..., None] + choice.reshape(shape)
+
+
+def nothing(problem: Problem) -> Belief:
+  """The belief before anything was seen."""
+  none = jnp.zeros(MEMORY, jnp.float32)
+  factors = jnp.zeros(problem.allowed.shape, jnp.float32)
+  return Belief(none, none, factors)
+
+
+def believe(learned: Learned) -> Belief:
+  """The mean of the posterior."""
+  weight = _solve(learned, learned.gap)
+  nodes = learned.features.node.shape[1]
+  choices = learned.features.choice.shape[1] // nodes
+  factors = _log_factors(learned, weight, choices)
+  return Belief(learned.features.level, weight, factors)
+
+
+def expect(problem: Problem, belief: Belief, choices: Array) -> Array:
+  """float32[n]: log(first objective + FLOOR), in its bounds, by the mean.
 
   Args:
     problem: with an estimate.
-    seen: [H, ...], what was evaluated; empty rows are passed over.
+    belief: from `believe`.
     choices: [n, N].
   """
-  past, new = _past(problem, seen), features(problem, choices)
-  cross = jnp.where(past.known[:, None], _kernel(past.features, new), 0)
-  solved = jax.scipy.linalg.cho_solve(past.factor, past.gap)
-  mean = new.level + cross.T @ solved
-  root = jax.scipy.linalg.solve_triangular(past.factor[0], cross, lower=True)
-  own = CONSTANT**2 + SLOPE**2 * new.level**2 + BEND**2
-  own += NODE**2 * jnp.sum(new.node**2, axis=1)
-  own += CHOICE**2 * jnp.sum(new.choice**2, axis=1)
-  variance = jnp.maximum(own - jnp.sum(root**2, axis=0), 0)
-  return mean, jnp.sqrt(variance)
+  new = features(problem, choices)
+  smooth = _shared(new.level, belief.level) @ belief.weight
+  taken = jax.nn.one_hot(choices, belief.log_factors.shape[1])
+  factors = jnp.sum(taken * belief.log_factors, axis=-1)
+  return new.level + smooth + jnp.sum(new.node * factors, axis=1)
 
 
 def draw_factors(
-  key: Array, problem: Problem, seen: Population, count: int
+  key: Array, problem: Problem, learned: Learned, count: int
 ) -> Array:
   """float32[count, N, K]: what estimated losses may have to be multiplied by.
 
@@ -138,12 +176,11 @@ def draw_factors(
   Args:
     key: random key.
     problem: with an estimate.
-    seen: as for `predict`.
+    learned: from `learn`.
     count: of the draws.
   """
   nodes, choices = problem.allowed.shape
-  past = _past(problem, seen)
-  known, features = past.known, past.features
+  known, features = learned.known, learned.features
   keys = jax.random.split(key, 3)
   node = NODE * jax.random.normal(keys[0], (count, nodes))
   choice = CHOICE * jax.random.normal(keys[1], (count, nodes * choices))
@@ -154,20 +191,10 @@ def draw_factors(
     keys[2], jnp.zeros(len(known)), rest, (count,), method='cholesky'
   )
   fiction = rest + node @ features.node.T + choice @ features.choice.T
-  wrong = jnp.where(known, past.gap - fiction, 0)
-  weights = jax.scipy.linalg.cho_solve(past.factor, wrong.T).T
-  node += NODE**2 * weights @ features.node
-  choice += CHOICE**2 * weights @ features.choice
-  return jnp.exp(node[..., None] + choice.reshape(count, nodes, choices))
-
-
-def _improvement(best: Array, mean: Array, deviation: Array) -> Array:
-  """E[max(best - x, 0)] for log(x + FLOOR) normal, as an option's price."""
-  best = best + FLOOR
-  z = (jnp.log(best) - mean) / deviation
-  at = jnp.exp(mean + deviation**2 / 2)
-  below = jax.scipy.special.ndtr
-  return best * below(z) - at * below(z - deviation)
+  wrong = jnp.where(known, learned.gap - fiction, 0)
+  drawn = node[..., None] + choice.reshape(count, nodes, choices)
+  weights = _solve(learned, wrong.T).T
+  return jnp.exp(drawn + _log_factors(learned, weights, choices))
 
 
 def _points(key: Array, count: int, dimensions: int) -> Array:
@@ -184,7 +211,7 @@ def _points(key: Array, count: int, dimensions: int) -> Array:
 def turns(
   key: Array,
   problem: Problem,
-  seen: Population,
+  belief: Belief,
   archive: Population,
   proposals: Array,
   proposer: Array,
@@ -193,14 +220,15 @@ def turns(
 ) -> Array:
   """float32[R]: when each proposal is chosen; +inf where it is not.
 
-  They are chosen by the gain in hypervolume to be expected, each as if those
-  before it were on the front already, and no more of a species than it has
-  places. More than ROUNDS are chosen a few at once, and may exceed by so many.
+  They are chosen by what they are expected to add to the hypervolume, each as
+  if those before it were on the front already, and no more of a species than it
+  has places. More than ROUNDS are chosen a few at once, and may exceed by so
+  many.
 
   Args:
     key: random key.
     problem: to which this `applies`.
-    seen: what was evaluated, see `predict`.
+    belief: by which the first objective is expected.
     archive: the front.
     proposals: int32[R, N].
     proposer: int32[R], the species of each; -1 where it is not to be chosen.
@@ -211,17 +239,13 @@ def turns(
   costs = jax.vmap(problem.costs, in_axes=(None, 0))(problem.data, proposals)
   points = ideal[1:] + span[1:] * _points(key, POINTS, costs.shape[1])
   within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
-  # What is attained by now within each point's costs; [T].
+  # What is attained within the costs of each point; [T].
   held = (archive.objectives[:, :1] - ideal[0]) / span[0]
   held = jnp.where(within(archive.objectives[:, 1:]), held, 1)
   best = jnp.clip(jnp.min(held, axis=0), 0, 1)
-
-  mean, deviation = predict(problem, seen, proposals)
-  # What is uncertain of all alike does not tell one from the other.
-  deviation = jnp.sqrt(deviation**2 - jnp.min(deviation) ** 2 + NOISE**2)
-  gain = _improvement(best, mean[:, None], deviation[:, None])
-  # As if it were certain; [R, T].
-  worth = jnp.where(within(costs), best - gain, jnp.inf)
+  # And what each proposal should attain; [R, T].
+  value = jnp.exp(expect(problem, belief, proposals)) - FLOOR
+  worth = jnp.where(within(costs), value[:, None], jnp.inf)
   at_once = -(-count // ROUNDS)
 
   def choose(carry, index):

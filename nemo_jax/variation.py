@@ -1,9 +1,77 @@
 """Operators on a whole population: selection, crossover, mutation, survival."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from nemo_jax.base import Array, InputError, PyTree
+
+BLOCK = 128  # proposals that are made at once, or up to twice as many
+
+
+def blocks(count: int, most: int = BLOCK) -> tuple[int, int]:
+  """How many blocks of how many rows hold `count` rows, and few more.
+
+  A single block if two would do, else blocks of `most` rows at most.
+  """
+  number = -(-count // most)
+  number = 1 if number == 2 else number
+  return number, -(-count // number)
+
+
+def keys(key: Array, number: int) -> Array:
+  """A key for each block; that of a single block is the key itself."""
+  return key[None] if number == 1 else jax.random.split(key, number)
+
+
+def wanted(places: Array) -> Array:
+  """int32[]: how many rows a species should propose that has so many places.
+
+  An eighth more, for some may be repetitions; as long as it has none, as many
+  as it can.
+  """
+  most = jnp.iinfo(jnp.int32).max
+  return jnp.where(places > 0, places + places // 8, most).astype(jnp.int32)
+
+
+def in_blocks(
+  make: Callable[[PyTree], PyTree], inputs: PyTree, wanted: Array
+) -> PyTree:
+  """Arrays [n B, ...], of which the rows that are wanted are made.
+
+  What a species proposes beyond its places takes time and is not evaluated;
+  how many places it has is not known when a program is compiled.
+
+  Args:
+    make: from one of the inputs to arrays [B, ...].
+    inputs: [n, ...] each, one for a block, such as `keys`.
+    wanted: int32[]. Rows of further blocks are copies of the first row.
+  """
+  number = len(jax.tree.leaves(inputs)[0])
+  one = jax.tree.map(lambda x: x[0], inputs)
+  if number == 1:
+    return make(one)
+  shapes = jax.eval_shape(make, one)
+  rows = len(jax.tree.leaves(shapes)[0])
+  copies = lambda first: jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (rows, *x.shape)), first
+  )
+
+  def step(first, block):
+    start, one = block
+    made = jax.lax.cond(
+      start < wanted, lambda: make(one), lambda: copies(first)
+    )
+    first = jax.tree.map(
+      lambda x, old: jnp.where(start == 0, x[0], old), made, first
+    )
+    return first, made
+
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes)
+  starts = jnp.arange(number) * rows
+  _, made = jax.lax.scan(step, nothing, (starts, inputs))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 
 
 def tournament(
@@ -47,7 +115,7 @@ def sbx(
   key_coins, key_spread = jax.random.split(key)
   near, far = jnp.minimum(one, two), jnp.maximum(one, two)
   gap = jnp.maximum(far - near, 1e-6)
-  coins = jax.random.bits(key_coins, one.shape, jnp.uint8)
+  coins = jax.random.bits(key_coins, one.shape)
   below, crossed = (coins & 1).astype(bool), (coins & 2).astype(bool)
 
   room = jnp.where(below, near - low, high - far)
@@ -124,5 +192,11 @@ def survivors(parents: PyTree, offspring: PyTree, source: Array) -> PyTree:
       f'a species was made for a population of {made_for}; this one has '
       f'{places}'
     )
-  pick = lambda old, new: jnp.concatenate([old, new])[source]
+  alive = source < places
+
+  # Not one array of both, which takes as long to write as to read twice.
+  def pick(old, new):
+    old, new = old[jnp.where(alive, source, 0)], new[source - places]
+    return jnp.where(jnp.expand_dims(alive, range(1, old.ndim)), old, new)
+
   return jax.tree.map(pick, parents, offspring)

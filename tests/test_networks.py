@@ -140,6 +140,17 @@ def test_reach_is_what_breadth_first_search_finds(case, hops):
     assert found == near(count, edges, node, hops)
 
 
+@by_example
+@given(random_edges, st.integers(1, 5), st.integers(1, 4))
+def test_sums_are_the_product_with_the_matrix_of_reach(case, hops, tile):
+  graph = make_graph(*case)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(networks, '_TILE', tile)
+    sums = networks.sums_within(graph, hops)(graph.nodes)
+  expected = networks.reach(graph, hops) @ graph.nodes
+  np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
+
+
 # Logits.
 
 
@@ -300,8 +311,8 @@ class Kept(nn.Module):
   """One convolution among the nodes that are kept."""
 
   @nn.compact
-  def __call__(self, near, kept, nodes):
-    return networks._convolve_kept(near, kept, nodes, HIDDEN, 'convolution')
+  def __call__(self, sums, kept, nodes):
+    return networks._convolve_kept(sums, kept, nodes, HIDDEN, 'convolution')
 
 
 class Sparse(nn.Module):
@@ -316,9 +327,9 @@ class Sparse(nn.Module):
 def test_convolutions_by_matrix_and_by_edges_are_the_same(graph):
   ready, _ = compiled('gcn', graph)
   weights = Sparse().init(jax.random.key(0), ready)
-  near, count = networks.reach(ready, 1), len(ready.nodes)
+  sums, count = networks.sums_within(ready, 1), len(ready.nodes)
   np.testing.assert_allclose(
-    Kept().apply(weights, near, np.ones(count), ready.nodes),
+    Kept().apply(weights, sums, np.ones(count), ready.nodes),
     Sparse().apply(weights, ready),
     rtol=1e-5,
     atol=1e-6,
@@ -327,8 +338,10 @@ def test_convolutions_by_matrix_and_by_edges_are_the_same(graph):
   rows = np.arange(0, count, 2)
   kept = np.zeros(count)
   kept[rows] = 1
-  one = Kept().apply(weights, near, kept, ready.nodes)
-  part = near[np.ix_(rows, rows)]
-  alone = Kept().apply(weights, part, np.ones(len(rows)), ready.nodes[rows])
+  one = Kept().apply(weights, sums, kept, ready.nodes)
+  part = networks.reach(ready, 1)[np.ix_(rows, rows)]
+  alone = Kept().apply(
+    weights, lambda x: part @ x, np.ones(len(rows)), ready.nodes[rows]
+  )
   np.testing.assert_allclose(one[rows], alone, rtol=1e-5, atol=1e-6)
   assert not np.any(np.delete(one, rows, axis=0))

@@ -128,7 +128,7 @@ def test_more_may_be_proposed_than_there_are_places(name):
       own=jnp.ones(PLACES, bool),
       source=jnp.asarray(source, jnp.int32),
       fitness=jnp.asarray(fitness, jnp.float32),
-      seen=population,
+      learned=None,
     ),
   )
   taken = jax.tree.map(lambda x: x[jnp.array([3, 33])], state.asked)
@@ -185,7 +185,7 @@ def feedback(state, own=None, fitness=None):
     own=own,
     source=jnp.arange(PLACES, dtype=jnp.int32),
     fitness=unknown if fitness is None else jnp.asarray(fitness, jnp.float32),
-    seen=state.seen,
+    learned=None,
   )
 
 

@@ -407,6 +407,17 @@ def test_r2_is_the_mean_of_the_least_chebyshev_distances(m):
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+def test_r2_of_several_sets_of_the_same_rows_is_that_of_each():
+  objectives = broken_sets(0, 4, 30, 3)[2].astype(np.float32)
+  masks = random_masks(0, 12, 30).reshape(3, 4, 30)
+  weights, ideal = pareto.reference_directions(3, 7), np.zeros(3)
+  ours = r2(objectives, weights, ideal, masks)
+  assert ours.shape == (3, 4)
+  for index in np.ndindex(3, 4):
+    alone = r2(objectives, weights, ideal, masks[index])
+    np.testing.assert_allclose(ours[index], alone, rtol=1e-6)
+
+
 def test_r2_of_nothing_is_infinite():
   weights = pareto.reference_directions(2, 3)
   nothing = np.zeros(4, bool)
@@ -757,9 +768,35 @@ def uniform_floats(rng, shape):
   return rng.choice(rng.random(9), shape).astype(np.float32)
 
 
+def bytes_of_choices(rng, shape):
+  return rng.integers(0, 5, shape).astype(np.uint8)
+
+
+def shorts(rng, shape):
+  return rng.choice([-300, -1, 0, 1, 255, 256], shape).astype(np.int16)
+
+
+def halves(rng, shape):
+  return rng.choice([-1, -0.0, 0.0, 0.5, np.inf], shape).astype(np.float16)
+
+
+def truths(rng, shape):
+  return rng.random(shape) < 0.5
+
+
 @pytest.mark.parametrize(
   'draw',
-  [small_integers, large_integers, signed_zeros, whole_floats, uniform_floats],
+  [
+    small_integers,
+    large_integers,
+    signed_zeros,
+    whole_floats,
+    uniform_floats,
+    bytes_of_choices,
+    shorts,
+    halves,
+    truths,
+  ],
 )
 @pytest.mark.parametrize(('batch', 'n', 'k'), [(600, 40, 2), (100, 400, 3)])
 def test_duplicated_finds_every_repeated_row_and_no_other(draw, batch, n, k):

@@ -117,7 +117,9 @@ def some_feedback(own=None, source=None, asked=PLACES):
       np.arange(PLACES) if source is None else source, jnp.int32
     ),
     fitness=jnp.arange(asked, dtype=jnp.float32),
-    seen=pareto.empty_population(surrogate.MEMORY, NODES, 3),
+    learned=surrogate.learn(
+      PROBLEM, pareto.empty_population(surrogate.MEMORY, NODES, 3)
+    ),
   )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
+from nemo_jax import variation
 from nemo_jax.ssne import SSNE
 
 SOLUTION = {
@@ -221,3 +222,15 @@ def test_each_weight_comes_from_one_of_two_parents(rate):
   share = rate * (1 - 1 / size) * (1 - 2.0 ** (1 - weights))
   four_sigma = 4 * np.sqrt(np.maximum(share * (1 - share), 1e-3) / size)
   assert (abs(mixed.mean(0) - share) < four_sigma).all()
+
+
+def test_children_that_are_not_wanted_are_copies():
+  size = 3 * variation.BLOCK
+  rates = params(1.0, 0.0).replace(wanted=1)
+  asked = flat(children(random_population(size), level(size), rates))
+  made = asked[: variation.BLOCK]
+  assert len(np.unique(made, axis=0)) == variation.BLOCK
+  np.testing.assert_array_equal(
+    asked[variation.BLOCK :],
+    np.broadcast_to(asked[0], (2 * len(made), WEIGHTS)),
+  )

@@ -1,5 +1,6 @@
 """Boltzmann chromosomes: a table of priors and temperatures per decision."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -58,31 +59,32 @@ def make(
     std: of the noise on a mutated node's priors.
   """
   nodes, choices = problem.allowed.shape
-  shape = (population_size, nodes, choices)
+  number, size = variation.blocks(population_size)
+  count = number * size
   # With this prior at temperature 1 a node keeps its choice so often that two
   # in the whole graph are drawn anew.
   stay = 1 - min(2 / nodes, 0.5)
   peak = jnp.log(stay / (1 - stay) * max(choices - 1, 1))
 
-  def fresh(key):
-    prior = jax.random.normal(key, shape, jnp.float32)
-    return Genotype(prior, jnp.zeros(shape[:2], jnp.float32))
+  def fresh(key, count):
+    prior = jax.random.normal(key, (count, nodes, choices), jnp.float32)
+    return Genotype(prior, jnp.zeros((count, nodes), jnp.float32))
 
   def init(key):
     return State(
-      parents=fresh(key),
-      offspring=fresh(key),
+      parents=fresh(key, population_size),
+      offspring=fresh(key, count),
       rank=jnp.full(population_size, jnp.inf, jnp.float32),
       own=jnp.ones(population_size, bool),
-      guests=jnp.zeros(shape[:2], jnp.int32),
+      guests=jnp.zeros((population_size, nodes), jnp.int32),
       guest_rank=jnp.full(population_size, jnp.inf, jnp.float32),
     )
 
   def cross(key, rate, one, two):
     """Nodes of the second parent in a share `rate` of the offspring."""
     key_row, key_node = jax.random.split(key)
-    rows = jax.random.bernoulli(key_row, rate, (population_size, 1))
-    taken = rows & jax.random.bernoulli(key_node, 0.5, shape[:2])
+    rows = jax.random.bernoulli(key_row, rate, (size, 1))
+    taken = rows & jax.random.bernoulli(key_node, 0.5, (size, nodes))
     return Genotype(
       jnp.where(taken[..., None], two.prior, one.prior),
       jnp.where(taken, two.log_temperature, one.log_temperature),
@@ -90,25 +92,24 @@ def make(
 
   def mutate(key, genotype):
     key_where, key_prior, key_heat = jax.random.split(key, 3)
-    where = jax.random.bernoulli(key_where, 1 / nodes, shape[:2])
+    where = jax.random.bernoulli(key_where, 1 / nodes, (size, nodes))
     # One draw a chromosome serves what few nodes of it are mutated.
-    noise = std * jax.random.normal(key_prior, (population_size, 1, choices))
-    heat = 0.2 * jax.random.normal(key_heat, (population_size, 1))
+    noise = std * jax.random.normal(key_prior, (size, 1, choices))
+    heat = 0.2 * jax.random.normal(key_heat, (size, 1))
     return Genotype(
       genotype.prior + jnp.where(where[..., None], noise, 0),
       jnp.clip(genotype.log_temperature + jnp.where(where, heat, 0), -3, 3),
     )
 
-  def ask(key, state):
+  def propose(state, key):
     keys = jax.random.split(key, 7)
-    one, two = (
-      variation.tournament(k, state.rank, state.own) for k in keys[:2]
-    )
+    win = functools.partial(variation.tournament, count=size)
+    one, two = (win(k, state.rank, state.own) for k in keys[:2])
     first = jax.tree.map(lambda x: x[one], state.parents)
     second = jax.tree.map(lambda x: x[two], state.parents)
     known = jnp.isfinite(state.guest_rank)
-    guest = state.guests[variation.tournament(keys[2], state.guest_rank, known)]
-    invited = jax.random.bernoulli(keys[3], guest_rate, (population_size,))
+    guest = state.guests[win(keys[2], state.guest_rank, known)]
+    invited = jax.random.bernoulli(keys[3], guest_rate, (size,))
     invited &= jnp.any(known)
     first = Genotype(
       jnp.where(
@@ -121,7 +122,15 @@ def make(
     child = mutate(keys[4], cross(keys[5], crossover_rate, first, second))
     logits = child.prior / jnp.exp(child.log_temperature)[..., None]
     logits = jnp.where(problem.allowed, logits, -jnp.inf)
-    return _sample(keys[6], logits), state._replace(offspring=child)
+    return _sample(keys[6], logits), child
+
+  def ask(key, state):
+    proposed, child = variation.in_blocks(
+      functools.partial(propose, state),
+      variation.keys(key, number),
+      variation.wanted(jnp.sum(state.own)),
+    )
+    return proposed, state._replace(offspring=child)
 
   def tell(key, state, feedback):
     del key

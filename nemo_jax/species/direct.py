@@ -51,7 +51,8 @@ def make(
     proposals: Q, how many it makes; P if that is more.
   """
   nodes, choices = problem.allowed.shape
-  shape = (max(population_size, proposals), nodes)
+  number, size = variation.blocks(max(population_size, proposals))
+  count, shape = number * size, (size, nodes)
   top = float(choices - 1)
   middle = 0.5 if rounding is jnp.floor else 0.0
 
@@ -66,16 +67,16 @@ def make(
     )
     return State(
       parents=jnp.zeros((population_size, nodes), jnp.float32),
-      offspring=jnp.zeros(shape, jnp.float32),
+      offspring=jnp.zeros((count, nodes), jnp.float32),
       own=jnp.zeros(population_size, bool),
       population=empty,
       rank=jnp.full(population_size, jnp.inf, jnp.float32),
     )
 
   def select(key, state):
-    """[Q, N] float32: parents, won in tournaments among own or all rows."""
+    """Parents of a block, won in tournaments among own or all rows."""
     key_own, key_all, key_guest = jax.random.split(key, 3)
-    win = functools.partial(variation.tournament, count=shape[0])
+    win = functools.partial(variation.tournament, count=size)
     rank = jnp.where(state.own, state.rank, jnp.inf)
     own = state.parents[win(key_own, rank, state.own)]
     known = jnp.isfinite(state.rank)
@@ -83,14 +84,14 @@ def make(
     vector = jnp.minimum(state.population.choices[guest] + middle, top)
     # A guest that is of this species needs no reading.
     vector = jnp.where(state.own[guest][:, None], state.parents[guest], vector)
-    invited = jax.random.bernoulli(key_guest, guest_rate, shape[:1])
+    invited = jax.random.bernoulli(key_guest, guest_rate, (size,))
     return jnp.where((invited & jnp.any(known))[:, None], vector, own)
 
   def breed(key, state):
     keys = jax.random.split(key, 5)
     first, second = select(keys[0], state), select(keys[1], state)
     child = variation.sbx(keys[2], first, second, 0.0, top, crossover_eta)
-    crossed = jax.random.bernoulli(keys[3], crossover_rate, shape[:1])
+    crossed = jax.random.bernoulli(keys[3], crossover_rate, (size,))
     child = jnp.where(crossed[:, None], child, first)
     return variation.polynomial_mutation(keys[4], child, 0.0, top, mutation_eta)
 
@@ -99,16 +100,23 @@ def make(
     if not estimate.is_known(problem):
       return jax.random.uniform(key, shape, maxval=top)
     key_front, key_move = jax.random.split(key)
-    known = estimate.front(key_front, problem, shape[0]) + middle
+    known = estimate.front(key_front, problem, size) + middle
     known = jnp.minimum(known, top).astype(jnp.float32)
     return variation.polynomial_mutation(
       key_move, known, 0.0, top, mutation_eta
     )
 
-  def ask(key, state):
+  def propose(state, key):
     child = jax.lax.cond(jnp.any(state.own), breed, fresh, key, state)
     whole = jnp.clip(rounding(child), 0, choices - 1).astype(jnp.int32)
-    proposed = variation.nearest_allowed(whole, problem.allowed)
+    return variation.nearest_allowed(whole, problem.allowed), child
+
+  def ask(key, state):
+    proposed, child = variation.in_blocks(
+      functools.partial(propose, state),
+      variation.keys(key, number),
+      variation.wanted(jnp.sum(state.own)),
+    )
     return proposed, state._replace(offspring=child)
 
   def tell(key, state, feedback):

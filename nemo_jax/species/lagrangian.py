@@ -1,5 +1,6 @@
 """Prices for the costs and factors on the sensitivities, evolved."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -61,16 +62,17 @@ def make(
   """
   market = estimate.market(problem)
   nodes = problem.allowed.shape[0]
-  count = max(population_size, proposals)
+  number, size = variation.blocks(max(population_size, proposals))
+  count = number * size
 
-  def fresh(key, count=count):
+  def fresh(key, count=size):
     factors = jnp.zeros((count, nodes), jnp.float32)
     return Genotype(jnp.log(market.draw(key, count)), factors)
 
   def init(key):
     return State(
       parents=fresh(key, population_size),
-      offspring=fresh(key),
+      offspring=fresh(key, count),
       rank=jnp.full(population_size, jnp.inf, jnp.float32),
       own=jnp.zeros(population_size, bool),
     )
@@ -79,12 +81,12 @@ def make(
     keys = jax.random.split(key, 8)
     one, two = (
       jax.tree.map(
-        lambda x, k=k: x[variation.tournament(k, state.rank, state.own, count)],
+        lambda x, k=k: x[variation.tournament(k, state.rank, state.own, size)],
         state.parents,
       )
       for k in keys[:2]
     )
-    crossed = jax.random.bernoulli(keys[2], crossover_rate, (count, 1))
+    crossed = jax.random.bernoulli(keys[2], crossover_rate, (size, 1))
     crossed &= jax.random.bernoulli(keys[3], 0.5, one.log_factors.shape)
     factors = jnp.where(crossed, two.log_factors, one.log_factors)
     moved = jax.random.bernoulli(keys[4], factor_rate, factors.shape)
@@ -92,16 +94,23 @@ def make(
     key_price, key_fresh = jax.random.split(keys[6])
     prices = one.log_prices
     prices += price_std * jax.random.normal(key_price, prices.shape)
-    renewed = jax.random.bernoulli(keys[7], fresh_rate, (count, 1))
+    renewed = jax.random.bernoulli(keys[7], fresh_rate, (size, 1))
     prices = jnp.where(renewed, fresh(key_fresh).log_prices, prices)
     return Genotype(prices, factors + jnp.where(moved & ~renewed, noise, 0))
 
-  def ask(key, state):
+  def propose(state, key):
     child = jax.lax.cond(
       jnp.any(state.own), breed, lambda key, _: fresh(key), key, state
     )
-    asked = jax.vmap(market.solve)(*map(jnp.exp, child))
-    return asked, state._replace(offspring=child)
+    return jax.vmap(market.solve)(*map(jnp.exp, child)), child
+
+  def ask(key, state):
+    proposed, child = variation.in_blocks(
+      functools.partial(propose, state),
+      variation.keys(key, number),
+      variation.wanted(jnp.sum(state.own)),
+    )
+    return proposed, state._replace(offspring=child)
 
   def tell(key, state, feedback):
     del key

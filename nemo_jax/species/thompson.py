@@ -1,13 +1,22 @@
 """The estimate, corrected by all that was measured, at prices at random."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate, pareto, surrogate
-from nemo_jax.base import Problem, Species
+from nemo_jax import estimate, surrogate, variation
+from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
 NEEDS_ESTIMATE = True
+
+
+class State(NamedTuple):
+  """What the species believes, and how much it has to propose."""
+
+  factors: Array  # [D, N, K] float32, draws of factors on estimated losses
+  places: Array  # int32[], of the population, that are this species' own
 
 
 def make(
@@ -32,25 +41,32 @@ def make(
     InputError: the problem has no estimate.
   """
   market = estimate.market(problem)
-  count = max(population_size, proposals)
-  nodes, objectives = len(problem.allowed), len(problem.ideal)
+  number, size = variation.blocks(max(population_size, proposals))
 
   def init(key):
     del key
-    return pareto.empty_population(surrogate.MEMORY, nodes, objectives)
+    factors = jnp.ones((draws, *problem.allowed.shape), jnp.float32)
+    return State(factors, jnp.int32(0))
 
-  def ask(key, seen):
-    key_draw, key_price = jax.random.split(key)
-    factors = surrogate.draw_factors(key_draw, problem, seen, draws)
-    # Nothing is learned before the first evaluation.
-    known = jnp.any(jnp.isfinite(seen.objectives))
-    factors = jnp.where(known, factors, 1)
-    row = jnp.arange(count) % draws
-    prices = market.draw(key_price, count)
-    return jax.vmap(market.solve)(prices, factors[row]), seen
+  def ask(key, state):
+    def propose(block):
+      key, row = block
+      prices = market.draw(key, size)
+      return jax.vmap(market.solve)(prices, state.factors[row])
 
-  def tell(key, seen, feedback):
-    del key, seen
-    return feedback.seen
+    rows = jnp.arange(number * size).reshape(number, size) % draws
+    proposed = variation.in_blocks(
+      propose,
+      (variation.keys(key, number), rows),
+      variation.wanted(state.places),
+    )
+    return proposed, state
+
+  def tell(key, state, feedback):
+    drawn = surrogate.draw_factors(key, problem, feedback.learned, draws)
+    # Where all evaluations failed nothing is learned.
+    known = jnp.any(feedback.learned.known)
+    places = jnp.sum(feedback.own, dtype=jnp.int32)
+    return State(jnp.where(known, drawn, state.factors), places)
 
   return Species(init, ask, tell)
