@@ -177,14 +177,16 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   )
   repeated = repeated[-len(asked) :]
   if not (screen and surrogate.applies(problem)):
-    queue = jnp.lexsort((repeated, proposer))
+    queue = pareto.order(2 * proposer + repeated, 2 * len(start))
     return queue, jnp.sort(queue[jnp.asarray(start)[owners] + _place(owners)])
   places = jax.ops.segment_sum(jnp.ones_like(owners), owners, len(start))
   # In the first generation no species has earned its places yet.
   places = jnp.where(jnp.any(living), places, len(owners))
   # Of very many proposals the surrogate sees the first of each species.
   most = max(surrogate.PROPOSALS, 2 * len(owners))
-  seen = jnp.sort(jnp.lexsort((_place(proposer), repeated))[:most])
+  longest = len(asked)
+  early = pareto.order(longest * repeated + _place(proposer), 2 * longest)
+  seen = jnp.sort(early[:most])
   turn = surrogate.turns(
     key,
     problem,
@@ -195,9 +197,15 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
     places,
     len(owners),
   )
-  turn = jnp.full(len(asked), jnp.inf).at[seen].set(turn)
-  row = jnp.lexsort((turn, repeated))[: len(owners)]
-  return jnp.lexsort((turn, repeated, proposer)), jnp.sort(row)
+  last = surrogate.ROUNDS
+  turn = jnp.minimum(turn, last).astype(jnp.int32)
+  turn = jnp.full(len(asked), last).at[seen].set(turn)
+  # What is new by its turn, then what is not.
+  turn += (last + 1) * repeated
+  row = pareto.order(turn, 2 * (last + 1))[: len(owners)]
+  queue = 2 * (last + 1) * proposer + turn
+  queue = pareto.order(queue, 2 * (last + 1) * len(start))
+  return queue, jnp.sort(row)
 
 
 def _breed(key, state, problem, species, screen, batch_size):
@@ -251,7 +259,9 @@ def _survive(rank, pool, offspring, sizes):
   owners = _owners(sizes, places)
   member = jnp.isfinite(rank)
   group = jnp.where(member, pool.species, count)
-  order = jnp.lexsort((rank, group))
+  last = 2 * places - 1
+  behind = jnp.minimum(rank, last).astype(jnp.int32)
+  order = pareto.order((last + 1) * group + behind, (last + 1) * (count + 1))
   first = jnp.searchsorted(group[order], jnp.arange(count))
   members = jax.ops.segment_sum(member.astype(jnp.int32), group, count + 1)
   place = _place(owners)

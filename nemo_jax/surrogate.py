@@ -22,9 +22,10 @@ FLOOR = 1e-3
 CONSTANT, SLOPE, BEND = 1.0, 0.3, 0.3  # of the smooth function
 NODE, CHOICE = 0.5, 0.5  # of a factor: the part of the node, of its choice
 NOISE = 0.05  # of what is left
-MEMORY = 512  # evaluations that are learned from
+MEMORY = 256  # evaluations that are learned from
 POINTS = 1024  # at which costs the front is looked at
 ROUNDS = 64  # of choosing, at most
+MEASURED = 32  # proposals whose gain is measured at once
 PROPOSALS = 1024  # to choose from, or twice the places if that is more
 
 
@@ -54,19 +55,27 @@ def applies(problem: Problem) -> bool:
   return problem.estimate is not None and problem.costs is not None
 
 
-def features(problem: Problem, choices: Array) -> Features:
-  """Of configurations [n, N]."""
+def _shares(problem: Problem, choices: Array) -> tuple[Array, Array]:
+  """Level [n] and shares [n, N] of `Features`."""
   loss = jnp.asarray(problem.estimate.loss)
   unit = problem.reference[0] - problem.ideal[0]
-  taken = jax.nn.one_hot(choices, loss.shape[1])
-  parts = jnp.maximum(jnp.sum(taken * loss, axis=-1) / unit, 0)
+  parts = jnp.maximum(_look_up(loss, choices) / unit, 0)
   total = jnp.sum(parts, axis=1, keepdims=True) + FLOOR
-  share = parts / total
-  return Features(
-    jnp.log(total[:, 0]),
-    share,
-    (share[..., None] * taken).reshape(len(choices), -1),
-  )
+  return jnp.log(total[:, 0]), parts / total
+
+
+def _look_up(table: Array, choices: Array) -> Array:
+  """[n, N]: what a table [N, K] has for each node's choice."""
+  start = jnp.arange(table.shape[0]) * table.shape[1]
+  return table.reshape(-1)[start + choices]
+
+
+def features(problem: Problem, choices: Array) -> Features:
+  """Of configurations [n, N]."""
+  level, share = _shares(problem, choices)
+  taken = jax.nn.one_hot(choices, problem.allowed.shape[1])
+  choice = (share[..., None] * taken).reshape(len(choices), -1)
+  return Features(level, share, choice)
 
 
 def _shared(one: Array, two: Array) -> Array:
@@ -158,11 +167,10 @@ def expect(problem: Problem, belief: Belief, choices: Array) -> Array:
     belief: from `believe`.
     choices: [n, N].
   """
-  new = features(problem, choices)
-  smooth = _shared(new.level, belief.level) @ belief.weight
-  taken = jax.nn.one_hot(choices, belief.log_factors.shape[1])
-  factors = jnp.sum(taken * belief.log_factors, axis=-1)
-  return new.level + smooth + jnp.sum(new.node * factors, axis=1)
+  level, share = _shares(problem, choices)
+  smooth = _shared(level, belief.level) @ belief.weight
+  factors = _look_up(belief.log_factors, choices)
+  return level + smooth + jnp.sum(share * factors, axis=1)
 
 
 def draw_factors(
@@ -248,18 +256,39 @@ def turns(
   worth = jnp.where(within(costs), value[:, None], jnp.inf)
   at_once = -(-count // ROUNDS)
 
+  measured = min(max(MEASURED, 2 * at_once), len(proposals))
+
+  # The best are found lazily (Minoux 1978): a gain can only fall, so that an
+  # old one is a bound, and few need to be measured again.
   def choose(carry, index):
-    best, turn, free = carry
-    gain = jnp.mean(jnp.maximum(best - worth, 0), axis=1)
+    best, bound, turn, free = carry
     closed = jnp.isfinite(turn) | (free[proposer] <= 0) | (proposer < 0)
-    _, chosen = jax.lax.top_k(jnp.where(closed, -1, gain), at_once)
+    bound = jnp.where(closed, -1, bound)
+
+    def measure(state):
+      bound, known, _ = state
+      _, rows = jax.lax.top_k(bound, measured)
+      gain = jnp.mean(jnp.maximum(best - worth[rows], 0), axis=1)
+      bound = bound.at[rows].set(jnp.where(closed[rows], -1, gain))
+      known = known.at[rows].set(True)
+      _, chosen = jax.lax.top_k(bound, at_once)
+      return bound, known, chosen
+
+    def unsure(state):
+      _, known, chosen = state
+      return ~jnp.all(known[chosen])
+
+    start = bound, closed, jnp.zeros(at_once, jnp.int32)
+    bound, _, chosen = jax.lax.while_loop(unsure, measure, measure(start))
     new = ~closed[chosen]
     turn = turn.at[chosen].min(jnp.where(new, index, jnp.inf))
     free = free.at[proposer[chosen]].add(-new.astype(free.dtype))
     taken = jnp.where(new[:, None], worth[chosen], jnp.inf)
-    return (jnp.minimum(best, jnp.min(taken, axis=0)), turn, free), None
+    best = jnp.minimum(best, jnp.min(taken, axis=0))
+    return (best, bound, turn, free), None
 
-  start = best, jnp.full(len(proposals), jnp.inf), places
+  first = jnp.mean(jnp.maximum(best - worth, 0), axis=1)
+  start = best, first, jnp.full(len(proposals), jnp.inf), places
   steps = jnp.arange(-(-count // at_once), dtype=jnp.float32)
-  (_, turn, _), _ = jax.lax.scan(choose, start, steps)
+  (_, _, turn, _), _ = jax.lax.scan(choose, start, steps)
   return turn

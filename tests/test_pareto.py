@@ -830,6 +830,13 @@ def test_duplicated_never_takes_a_nan_for_a_nan():
   assert not duplicated(rows).any()
 
 
+@pytest.mark.parametrize('bound', [1, 7, 2**20, 2**31])
+def test_order_is_a_stable_argsort(bound):
+  key = np.random.default_rng(0).integers(0, bound, 5000).astype(np.int32)
+  found = jax.jit(pareto.order, static_argnums=1)(key, bound)
+  np.testing.assert_array_equal(found, np.argsort(key, kind='stable'))
+
+
 # Archive.
 
 

@@ -1,5 +1,7 @@
 """What is foretold of evaluations, and what is chosen by it."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -204,6 +206,27 @@ def test_the_choice_gains_more_than_chance():
     gains.append(gained(front, picked) - gained(front, rows[:10]))
   assert min(gains) >= 0
   assert np.mean(gains) > 0.005
+
+
+@pytest.mark.parametrize('count', [12, 3 * surrogate.ROUNDS])
+def test_the_choice_is_the_greedy_one(count, monkeypatch):
+  """What is measured lazily is chosen as if all were measured every time."""
+  rows = placements(17, 2 * count)
+  args = (
+    jax.random.key(0),
+    PROBLEM,
+    believe(PROBLEM, evaluated(placements(0, 20))),
+    evaluated(placements(0, 20), 20),
+    rows,
+    jnp.arange(len(rows)) % 3,
+    jnp.full(3, count),
+  )
+  lazy, eager = (
+    jax.jit(functools.partial(surrogate.turns, count=count)) for _ in range(2)
+  )
+  found = lazy(*args)
+  monkeypatch.setattr(surrogate, 'MEASURED', len(rows))
+  np.testing.assert_array_equal(found, eager(*args))
 
 
 def test_the_same_proposal_twice_is_chosen_once_before_others():
