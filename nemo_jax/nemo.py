@@ -211,8 +211,8 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
 def _breed(key, state, problem, species, screen, batch_size):
   """Step 1: the offspring of all species, evaluated, and their new states.
 
-  Every species proposes P rows or more, which is cheap; about as many as it has
-  places are evaluated, see `_select`.
+  Every species returns P rows or more; about as many as it has places are
+  evaluated, see `_select`.
   """
   *keys, select_key = jax.random.split(key, len(species) + 1)
   asked, states = zip(

@@ -100,13 +100,15 @@ def sums_within(
 
   The product with `reach`, the same for all networks, so that those of many are
   one product of matrices. Nodes are numbered along the network, so that a few
-  rows reach few columns; the others take no part.
+  rows of a large graph reach few columns; the others take no part.
   """
   near = reach(graph, hops)
   count = len(near)
   starts = np.arange(0, count, _TILE)
   columns = [np.flatnonzero(near[s : s + _TILE].any(axis=0)) for s in starts]
   width = max(c[-1] - c[0] + 1 for c in columns)
+  if 2 * width > count:
+    return lambda nodes: near @ nodes
   firsts = [min(c[0], count - width) for c in columns]
   padded = np.pad(near, ((0, len(starts) * _TILE - count), (0, 0)))
   tiles = np.stack(

@@ -9,6 +9,7 @@ which has to know how certain each proposal is, was no better and took most of a
 generation's time. What is uncertain is for species to try, see `thompson`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,10 @@ POINTS = 1024  # at which costs the front is looked at
 ROUNDS = 64  # of choosing, at most
 MEASURED = 32  # proposals whose gain is measured at once
 PROPOSALS = 1024  # to choose from, or twice the places if that is more
+
+
+# What accelerators round to fewer bits would leave a Gram matrix indefinite.
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def remember(key: Array, seen: Population, evaluated: Population) -> Population:
@@ -87,8 +92,8 @@ def _shared(one: Array, two: Array) -> Array:
 
 def _kernel(one: Features, two: Features) -> Array:
   """float32[n, m]."""
-  nodes = NODE**2 * one.node @ two.node.T
-  choices = CHOICE**2 * one.choice @ two.choice.T
+  nodes = NODE**2 * _product(one.node, two.node.T)
+  choices = CHOICE**2 * _product(one.choice, two.choice.T)
   return _shared(one.level, two.level) + nodes + choices
 
 
@@ -137,8 +142,8 @@ def _solve(learned: Learned, values: Array) -> Array:
 
 def _log_factors(learned: Learned, weights: Array, choices: int) -> Array:
   """float32[..., N, K]: what weights [..., H] of what was seen amount to."""
-  node = NODE**2 * weights @ learned.features.node
-  choice = CHOICE**2 * weights @ learned.features.choice
+  node = NODE**2 * _product(weights, learned.features.node)
+  choice = CHOICE**2 * _product(weights, learned.features.choice)
   shape = (*node.shape, choices)
   return node[..., None] + choice.reshape(shape)
 
@@ -168,7 +173,7 @@ def expect(problem: Problem, belief: Belief, choices: Array) -> Array:
     choices: [n, N].
   """
   level, share = _shares(problem, choices)
-  smooth = _shared(level, belief.level) @ belief.weight
+  smooth = _product(_shared(level, belief.level), belief.weight)
   factors = _look_up(belief.log_factors, choices)
   return level + smooth + jnp.sum(share * factors, axis=1)
 
@@ -198,7 +203,8 @@ def draw_factors(
   rest = jax.random.multivariate_normal(
     keys[2], jnp.zeros(len(known)), rest, (count,), method='cholesky'
   )
-  fiction = rest + node @ features.node.T + choice @ features.choice.T
+  fiction = rest + _product(node, features.node.T)
+  fiction += _product(choice, features.choice.T)
   wrong = jnp.where(known, learned.gap - fiction, 0)
   drawn = node[..., None] + choice.reshape(count, nodes, choices)
   weights = _solve(learned, wrong.T).T

@@ -141,9 +141,16 @@ def test_reach_is_what_breadth_first_search_finds(case, hops):
 
 
 @by_example
-@given(random_edges, st.integers(1, 5), st.integers(1, 4))
-def test_sums_are_the_product_with_the_matrix_of_reach(case, hops, tile):
-  graph = make_graph(*case)
+@given(
+  st.integers(1, 60),
+  st.lists(st.tuples(st.integers(0, 59), st.integers(2, 5)), max_size=4),
+  st.integers(1, 4),
+  st.integers(1, 9),
+)
+def test_sums_are_the_product_with_the_matrix_of_reach(n, skips, hops, tile):
+  edges = {(i, i + 1) for i in range(n - 1)}
+  edges |= {(start, start + far) for start, far in skips if start + far < n}
+  graph = make_graph(n, edges)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(networks, '_TILE', tile)
     sums = networks.sums_within(graph, hops)(graph.nodes)
