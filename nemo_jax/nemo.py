@@ -291,6 +291,24 @@ def _survive(rank, pool, offspring, sizes):
   return population, rank, source.astype(jnp.int32)
 
 
+def _feedback(count, population, kept_rank, source, offspring, rank, learned):
+  """What each species learns; `rank` is that of the offspring."""
+  fitness = jnp.full(len(offspring.asked), jnp.inf)
+  fitness = fitness.at[offspring.row].set(rank)
+  fitness = jnp.split(fitness, offspring.start[1:])
+  return [
+    Feedback(
+      population,
+      kept_rank,
+      population.species == index,
+      source,
+      fitness[index],
+      learned,
+    )
+    for index in range(count)
+  ]
+
+
 def _metrics(state: State, problem: Problem, utility, directions) -> dict:
   """What a run logs; arrays over species are [S]."""
   count = len(state.species)
@@ -434,16 +452,14 @@ def step(
   if problem.estimate is not None:
     learned = surrogate.learn(problem, seen)
     belief = surrogate.believe(learned)
-  fitness = jnp.full(len(offspring.asked), jnp.inf)
-  fitness = fitness.at[offspring.row].set(rank[places:])
-  fitness = jnp.split(fitness, offspring.start[1:])
-  tell_keys = jax.random.split(tell_key, count)
-  told = []
-  for i, one in enumerate(species):
-    own = population.species == i
-    feedback = Feedback(population, kept_rank, own, source, fitness[i], learned)
-    told.append(one.tell(tell_keys[i], states[i], feedback))
-
+  feedback = _feedback(
+    count, population, kept_rank, source, offspring, rank[places:], learned
+  )
+  keys = jax.random.split(tell_key, count)
+  told = (
+    one.tell(*rest)
+    for one, *rest in zip(species, keys, states, feedback, strict=True)
+  )
   new = State(
     generation=state.generation + 1,
     population=population,

@@ -102,19 +102,19 @@ every_species = named(species.names())
 with_genotypes = named([n for n in species.names() if n != 'thompson'])
 
 
-def some_feedback(own=None, source=None, asked=PLACES):
-  everyone = np.ones(PLACES, bool)
-  rank = jnp.arange(PLACES, dtype=jnp.float32)
+def some_feedback(own=None, source=None, asked=PLACES, places=PLACES):
+  everyone = np.ones(places, bool)
+  rank = jnp.arange(places, dtype=jnp.float32)
   return Feedback(
     population=Population(
-      choices=jnp.ones((PLACES, NODES), jnp.int32),
-      objectives=jnp.ones((PLACES, 3), jnp.float32),
-      species=jnp.zeros(PLACES, jnp.int32),
+      choices=jnp.ones((places, NODES), jnp.int32),
+      objectives=jnp.ones((places, 3), jnp.float32),
+      species=jnp.zeros(places, jnp.int32),
     ),
     rank=rank,
     own=jnp.asarray(everyone if own is None else own),
     source=jnp.asarray(
-      np.arange(PLACES) if source is None else source, jnp.int32
+      np.arange(places) if source is None else source, jnp.int32
     ),
     fitness=jnp.arange(asked, dtype=jnp.float32),
     learned=surrogate.learn(
@@ -159,6 +159,36 @@ def test_shapes_and_types_stay_as_they_are(name):
       assert leaf.shape == before.shape
       assert leaf.dtype == before.dtype
       assert not leaf.weak_type
+
+
+MANY = 400
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('direct', 'gcn', 'thompson')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in species.names()
+  ],
+)
+def test_of_many_places_a_species_fills_about_its_own(name):
+  one = species.find(name)(PROBLEM, MANY)
+  ask, tell = quickly(one.ask), quickly(one.tell)
+  keys = jax.random.split(jax.random.key(0), 4)
+  first, state = ask(keys[0], quickly(one.init)(keys[1]))
+  assert len(first) >= MANY
+  # At first it may have all places.
+  assert (first[-1] != first[0]).any() or (first[-2] != first[0]).any()
+  own = jnp.arange(MANY) < 20
+  feedback = some_feedback(own, asked=len(first), places=MANY)
+  then, _ = ask(keys[2], tell(keys[3], state, feedback))
+  made = 2 * variation.BLOCK
+  np.testing.assert_array_equal(
+    then[made:], np.broadcast_to(then[0], then[made:].shape)
+  )
+  assert np.asarray(PROBLEM.allowed)[np.arange(NODES), then].all()
 
 
 @every_species
