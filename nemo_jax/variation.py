@@ -25,14 +25,16 @@ def keys(key: Array, number: int) -> Array:
   return key[None] if number == 1 else jax.random.split(key, number)
 
 
-def wanted(places: Array) -> Array:
+def wanted(places: Array, screened: bool = False) -> Array:
   """int32[]: how many rows a species should propose that has so many places.
 
-  An eighth more, for some may be repetitions; as long as it has none, as many
-  as it can.
+  An eighth more, for some may be repetitions; or twice as many, where they are
+  made quickly and `surrogate` chooses among them. As long as it has no places,
+  as many as it can.
   """
+  more = places if screened else places // 8
   most = jnp.iinfo(jnp.int32).max
-  return jnp.where(places > 0, places + places // 8, most).astype(jnp.int32)
+  return jnp.where(places > 0, places + more, most).astype(jnp.int32)
 
 
 def in_blocks(

@@ -295,5 +295,6 @@ def test_blocks_under_vmap_are_made_for_each():
 def test_more_are_wanted_than_there_are_places():
   assert variation.wanted(np.int32(80)) == 90
   assert variation.wanted(np.int32(2)) == 2
+  assert variation.wanted(np.int32(80), screened=True) == 160
   # Before there are any, all.
   assert variation.wanted(np.int32(0)) > 10**6

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate, variation
+from nemo_jax import estimate, surrogate, variation
 from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -108,7 +108,7 @@ def make(
     proposed, child = variation.in_blocks(
       functools.partial(propose, state),
       variation.keys(key, number),
-      variation.wanted(jnp.sum(state.own)),
+      variation.wanted(jnp.sum(state.own), surrogate.applies(problem)),
     )
     return proposed, state._replace(offspring=child)
 

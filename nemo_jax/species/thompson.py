@@ -58,7 +58,7 @@ def make(
     proposed = variation.in_blocks(
       propose,
       (variation.keys(key, number), rows),
-      variation.wanted(state.places),
+      variation.wanted(state.places, surrogate.applies(problem)),
     )
     return proposed, state
 
