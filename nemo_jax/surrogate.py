@@ -2,11 +2,11 @@
 
 A Gaussian process whose mean is the problem's estimate: the first objective is
 taken to be the sum of the estimated losses, each with an unknown factor, up to
-a smooth function of that sum. The other objectives are known exactly, so that a
-gain in hypervolume is a mean, over costs, of improvements of the first one. It
-is the gain at the mean of what was learned: that of the expected improvement,
-which has to know how certain each proposal is, was no better and took most of a
-generation's time. What is uncertain is for species to try, see `thompson`.
+a smooth function of that sum. The other objectives are known exactly, so that
+the expected gain in hypervolume (Emmerich 2005) is a mean, over costs, of
+expected improvements (Jones et al. 1998) of the first one. All proposals count
+as equally uncertain: how much each is by the posterior takes most of the time
+of a generation, and found no more.
 """
 
 import functools
@@ -211,6 +211,15 @@ def draw_factors(
   return jnp.exp(drawn + _log_factors(learned, weights, choices))
 
 
+def _improvement(best: Array, mean: Array) -> Array:
+  """E[max(best - x, 0)] for log(x + FLOOR) normal, as an option's price."""
+  best = best + FLOOR
+  z = (jnp.log(best) - mean) / NOISE
+  at = jnp.exp(mean + NOISE**2 / 2)
+  below = jax.scipy.special.ndtr
+  return best * below(z) - at * below(z - NOISE)
+
+
 def _points(key: Array, count: int, dimensions: int) -> Array:
   """[count, dimensions] in the unit cube, spread evenly, shifted at random."""
   # The additive recurrence of Roberts (2018), by the root of x^(d+1) = x + 1.
@@ -234,10 +243,9 @@ def turns(
 ) -> Array:
   """float32[R]: when each proposal is chosen; +inf where it is not.
 
-  They are chosen by what they are expected to add to the hypervolume, each as
-  if those before it were on the front already, and no more of a species than it
-  has places. More than ROUNDS are chosen a few at once, and may exceed by so
-  many.
+  They are chosen by the gain in hypervolume to be expected, each as if those
+  before it were on the front already, and no more of a species than it has
+  places. More than ROUNDS are chosen a few at once, and may exceed by so many.
 
   Args:
     key: random key.
@@ -257,9 +265,9 @@ def turns(
   held = (archive.objectives[:, :1] - ideal[0]) / span[0]
   held = jnp.where(within(archive.objectives[:, 1:]), held, 1)
   best = jnp.clip(jnp.min(held, axis=0), 0, 1)
-  # And what each proposal should attain; [R, T].
-  value = jnp.exp(expect(problem, belief, proposals)) - FLOOR
-  worth = jnp.where(within(costs), value[:, None], jnp.inf)
+  # And by each proposal, as if what is expected of it were certain; [R, T].
+  gain = _improvement(best, expect(problem, belief, proposals)[:, None])
+  worth = jnp.where(within(costs), best - gain, jnp.inf)
   at_once = -(-count // ROUNDS)
 
   measured = min(max(MEASURED, 2 * at_once), len(proposals))

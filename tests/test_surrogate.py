@@ -156,6 +156,16 @@ def test_drawn_factors_are_those_that_explain_what_was_seen():
   assert np.std(apart / spread[np.asarray(PROBLEM.allowed)]) < 1.2
 
 
+def test_improvement_is_the_mean_of_its_definition():
+  rng = np.random.default_rng(0)
+  deviation = surrogate.NOISE
+  for best, mean in [(0.2, -1.6), (0.5, -0.7), (1, -5)]:
+    drawn = np.exp(rng.normal(mean, deviation, 400_000)) - surrogate.FLOOR
+    truth = np.mean(np.maximum(best - drawn, 0))
+    found = surrogate._improvement(best, mean)
+    np.testing.assert_allclose(found, truth, rtol=0.02)
+
+
 @hypothesis.given(st.integers(1, 3), st.integers(0, 9))
 @hypothesis.settings(max_examples=10, deadline=None)
 def test_points_are_spread_evenly(dimensions, seed):
