@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nemo_jax.base import Array, Population, Problem
 
@@ -216,7 +217,8 @@ def _improvement(best: Array, mean: Array) -> Array:
   best = best + FLOOR
   z = (jnp.log(best) - mean) / NOISE
   at = jnp.exp(mean + NOISE**2 / 2)
-  below = jax.scipy.special.ndtr
+  # Not ndtr, which takes four times as long to be exact where nothing is gained.
+  below = lambda z: (1 + jax.lax.erf(z / np.sqrt(2))) / 2
   return best * below(z) - at * below(z - NOISE)
 
 
