@@ -217,7 +217,7 @@ def _improvement(best: Array, mean: Array) -> Array:
   best = best + FLOOR
   z = (jnp.log(best) - mean) / NOISE
   at = jnp.exp(mean + NOISE**2 / 2)
-  # Not ndtr, which takes four times as long to be exact where nothing is gained.
+  # Not ndtr, which takes four times as long to be exact far out.
   below = lambda z: (1 + jax.lax.erf(z / np.sqrt(2))) / 2
   return best * below(z) - at * below(z - NOISE)
 
