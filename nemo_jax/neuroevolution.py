@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from nemo_jax import networks, variation
+from nemo_jax import blocks, networks, variation
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -190,7 +190,7 @@ def make(
   start = policy.start
   weights = jax.eval_shape(start, jax.random.key(0))
   weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
-  number, size = variation.blocks(
+  number, size = blocks.divide(
     max(population_size, proposals), NETWORKS_AT_ONCE
   )
   count = number * size
@@ -214,15 +214,15 @@ def make(
     return State(members, asked, inner, jnp.int32(population_size))
 
   def ask(key, state):
-    wanted = variation.wanted(state.places)
+    wanted = blocks.wanted(state.places)
     # Of other algorithms all children are made, which takes less than to see
     # what they decide.
     lazy = {'wanted': wanted} if isinstance(evolver, SSNE) else {}
     asked, inner = evolver.ask(key, state.algorithm, params.replace(**lazy))
-    blocks = jax.tree.map(
+    weights = jax.tree.map(
       lambda x: x.reshape(number, size, *x.shape[1:]), asked
     )
-    choices = variation.in_blocks(jax.vmap(policy.choose), blocks, wanted)
+    choices = blocks.fill(jax.vmap(policy.choose), weights, wanted)
     return choices, state._replace(asked=asked, algorithm=inner)
 
   def tell(key, state, feedback):

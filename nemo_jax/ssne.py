@@ -14,7 +14,7 @@ from evosax.algorithms.population_based import base
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from flax import struct
 
-from nemo_jax import variation
+from nemo_jax import blocks, variation
 
 
 @struct.dataclass
@@ -102,10 +102,10 @@ class SSNE(base.PopulationBasedAlgorithm):
     return child + mutated * params.std * noise
 
   def _ask(self, key, state, params):
-    number, rows = variation.blocks(self.population_size)
-    children = variation.in_blocks(
+    number, rows = blocks.divide(self.population_size)
+    children = blocks.fill(
       lambda key: self._breed(key, state, params, rows),
-      variation.keys(key, number),
+      blocks.keys(key, number),
       params.wanted,
     )
     return children[: self.population_size], state

@@ -14,6 +14,7 @@ FLOORS = [
   ['devices'],
   ['evaluate'],
   [
+    'blocks',
     'estimate',
     'memory',
     'networks',

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nemo_jax import (
+  blocks,
   estimate,
   nemo,
   networks,
@@ -184,7 +185,7 @@ def test_of_many_places_a_species_fills_about_its_own(name):
   own = jnp.arange(MANY) < 20
   feedback = some_feedback(own, asked=len(first), places=MANY)
   then, _ = ask(keys[2], tell(keys[3], state, feedback))
-  made = 2 * variation.BLOCK
+  made = 2 * blocks.BLOCK
   np.testing.assert_array_equal(
     then[made:], np.broadcast_to(then[0], then[made:].shape)
   )

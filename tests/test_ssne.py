@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from nemo_jax import variation
+from nemo_jax import blocks
 from nemo_jax.ssne import SSNE
 
 SOLUTION = {
@@ -225,12 +225,12 @@ def test_each_weight_comes_from_one_of_two_parents(rate):
 
 
 def test_children_that_are_not_wanted_are_copies():
-  size = 3 * variation.BLOCK
+  size = 3 * blocks.BLOCK
   rates = params(1.0, 0.0).replace(wanted=1)
   asked = flat(children(random_population(size), level(size), rates))
-  made = asked[: variation.BLOCK]
-  assert len(np.unique(made, axis=0)) == variation.BLOCK
+  made = asked[: blocks.BLOCK]
+  assert len(np.unique(made, axis=0)) == blocks.BLOCK
   np.testing.assert_array_equal(
-    asked[variation.BLOCK :],
+    asked[blocks.BLOCK :],
     np.broadcast_to(asked[0], (2 * len(made), WEIGHTS)),
   )

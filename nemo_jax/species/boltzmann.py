@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import surrogate, variation
+from nemo_jax import blocks, surrogate, variation
 from nemo_jax.base import Array, Problem, Species
 
 
@@ -59,7 +59,7 @@ def make(
     std: of the noise on a mutated node's priors.
   """
   nodes, choices = problem.allowed.shape
-  number, size = variation.blocks(population_size)
+  number, size = blocks.divide(population_size)
   count = number * size
   # With this prior at temperature 1 a node keeps its choice so often that two
   # in the whole graph are drawn anew.
@@ -124,14 +124,6 @@ def make(
     logits = jnp.where(problem.allowed, logits, -jnp.inf)
     return _sample(keys[6], logits), child
 
-  def ask(key, state):
-    proposed, child = variation.in_blocks(
-      functools.partial(propose, state),
-      variation.keys(key, number),
-      variation.wanted(jnp.sum(state.own), surrogate.applies(problem)),
-    )
-    return proposed, state._replace(offspring=child)
-
   def tell(key, state, feedback):
     del key
     parents = variation.survivors(
@@ -145,4 +137,5 @@ def make(
       guest_rank=feedback.rank,
     )
 
+  ask = blocks.ask(propose, number, surrogate.applies(problem))
   return Species(init, ask, tell)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate, surrogate, variation
+from nemo_jax import blocks, estimate, surrogate, variation
 from nemo_jax.base import Array, Population, Problem, Species
 
 
@@ -51,7 +51,7 @@ def make(
     proposals: Q, how many it makes; P if that is more.
   """
   nodes, choices = problem.allowed.shape
-  number, size = variation.blocks(max(population_size, proposals))
+  number, size = blocks.divide(max(population_size, proposals))
   count, shape = number * size, (size, nodes)
   top = float(choices - 1)
   middle = 0.5 if rounding is jnp.floor else 0.0
@@ -111,14 +111,6 @@ def make(
     whole = jnp.clip(rounding(child), 0, choices - 1).astype(jnp.int32)
     return variation.nearest_allowed(whole, problem.allowed), child
 
-  def ask(key, state):
-    proposed, child = variation.in_blocks(
-      functools.partial(propose, state),
-      variation.keys(key, number),
-      variation.wanted(jnp.sum(state.own), surrogate.applies(problem)),
-    )
-    return proposed, state._replace(offspring=child)
-
   def tell(key, state, feedback):
     del key
     return State(
@@ -131,4 +123,5 @@ def make(
       rank=feedback.rank,
     )
 
+  ask = blocks.ask(propose, number, surrogate.applies(problem))
   return Species(init, ask, tell)

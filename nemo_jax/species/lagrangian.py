@@ -1,12 +1,11 @@
 """Prices for the costs and factors on the sensitivities, evolved."""
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate, surrogate, variation
+from nemo_jax import blocks, estimate, surrogate, variation
 from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -62,7 +61,7 @@ def make(
   """
   market = estimate.market(problem)
   nodes = problem.allowed.shape[0]
-  number, size = variation.blocks(max(population_size, proposals))
+  number, size = blocks.divide(max(population_size, proposals))
   count = number * size
 
   def fresh(key, count=size):
@@ -104,14 +103,6 @@ def make(
     )
     return jax.vmap(market.solve)(*map(jnp.exp, child)), child
 
-  def ask(key, state):
-    proposed, child = variation.in_blocks(
-      functools.partial(propose, state),
-      variation.keys(key, number),
-      variation.wanted(jnp.sum(state.own), surrogate.applies(problem)),
-    )
-    return proposed, state._replace(offspring=child)
-
   def tell(key, state, feedback):
     del key
     parents = variation.survivors(
@@ -123,4 +114,5 @@ def make(
       own=feedback.own,
     )
 
+  ask = blocks.ask(propose, number, surrogate.applies(problem))
   return Species(init, ask, tell)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate, surrogate, variation
+from nemo_jax import blocks, estimate, surrogate
 from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -41,7 +41,7 @@ def make(
     InputError: the problem has no estimate.
   """
   market = estimate.market(problem)
-  number, size = variation.blocks(max(population_size, proposals))
+  number, size = blocks.divide(max(population_size, proposals))
 
   def init(key):
     del key
@@ -55,10 +55,10 @@ def make(
       return jax.vmap(market.solve)(prices, state.factors[row])
 
     rows = jnp.arange(number * size).reshape(number, size) % draws
-    proposed = variation.in_blocks(
+    proposed = blocks.fill(
       propose,
-      (variation.keys(key, number), rows),
-      variation.wanted(state.places, surrogate.applies(problem)),
+      (blocks.keys(key, number), rows),
+      blocks.wanted(state.places, surrogate.applies(problem)),
     )
     return proposed, state
 

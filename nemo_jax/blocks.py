@@ -1,0 +1,102 @@
+"""Proposals in blocks: as many as a species needs, in arrays of fixed size.
+
+What a species proposes beyond its places takes time and is not evaluated; how
+many places it has is not known when a program is compiled.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax.base import Array, PyTree
+
+BLOCK = 128  # proposals that are made at once, or up to twice as many
+
+
+def divide(count: int, most: int = BLOCK) -> tuple[int, int]:
+  """How many blocks of how many rows hold `count` rows, and few more.
+
+  A single block if two would do, else blocks of `most` rows at most.
+  """
+  number = -(-count // most)
+  number = 1 if number == 2 else number
+  return number, -(-count // number)
+
+
+def keys(key: Array, number: int) -> Array:
+  """A key for each block; that of a single block is the key itself."""
+  return key[None] if number == 1 else jax.random.split(key, number)
+
+
+def wanted(places: Array, screened: bool = False) -> Array:
+  """int32[]: how many rows a species should propose that has so many places.
+
+  An eighth more, for some may be repetitions; or twice as many, where they are
+  made quickly and `surrogate` chooses among them. As long as it has no places,
+  as many as it can.
+  """
+  more = places if screened else places // 8
+  most = jnp.iinfo(jnp.int32).max
+  return jnp.where(places > 0, places + more, most).astype(jnp.int32)
+
+
+def fill(
+  make: Callable[[PyTree], PyTree], inputs: PyTree, rows_wanted: Array
+) -> PyTree:
+  """Arrays [n B, ...], of which the rows that are wanted are made.
+
+  Args:
+    make: from one of the inputs to arrays [B, ...].
+    inputs: [n, ...] each, one for a block, such as `keys`.
+    rows_wanted: int32[], at least 1. Rows of further blocks are copies of the
+      first row.
+  """
+  number = len(jax.tree.leaves(inputs)[0])
+  one = jax.tree.map(lambda x: x[0], inputs)
+  if number == 1:
+    return make(one)
+  shapes = jax.eval_shape(make, one)
+  rows = len(jax.tree.leaves(shapes)[0])
+  copies = lambda first: jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (rows, *x.shape)), first
+  )
+
+  def step(first, block):
+    start, one = block
+    made = jax.lax.cond(
+      start < rows_wanted, lambda: make(one), lambda: copies(first)
+    )
+    first = jax.tree.map(
+      lambda x, old: jnp.where(start == 0, x[0], old), made, first
+    )
+    return first, made
+
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes)
+  starts = jnp.arange(number) * rows
+  _, made = jax.lax.scan(step, nothing, (starts, inputs))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
+
+
+def ask(
+  propose: Callable[[PyTree, Array], tuple[Array, PyTree]],
+  number: int,
+  screened: bool,
+) -> Callable[[Array, PyTree], tuple[Array, PyTree]]:
+  """The `ask` of a species whose state has its `own` rows and its `offspring`.
+
+  Args:
+    propose: (state, key) -> choices and genotypes of a block.
+    number: of the blocks, see `divide`.
+    screened: see `wanted`.
+  """
+
+  def ask_all(key, state):
+    choices, offspring = fill(
+      lambda key: propose(state, key),
+      keys(key, number),
+      wanted(jnp.sum(state.own), screened),
+    )
+    return choices, state._replace(offspring=offspring)
+
+  return ask_all
