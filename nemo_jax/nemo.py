@@ -142,7 +142,7 @@ class _Offspring(NamedTuple):
   """What the species proposed, R rows in all, and which of it was evaluated."""
 
   population: Population  # [P, ...]
-  asked: Array  # [R, N] int32, all proposals, rows of a species together
+  asked: Array  # [R, N], all proposals, rows of a species together, narrow
   start: np.ndarray  # int[S], the first row of each species
   counts: np.ndarray  # int[S], how many rows are its own
   queue: Array  # [R] int32, the same rows in order of preference
@@ -173,7 +173,7 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   rows = [state.archive.choices, state.population.choices, asked]
   known = [archived, living, jnp.ones(len(asked), bool)]
   repeated = pareto.duplicated(
-    _narrow(problem, jnp.concatenate(rows)), jnp.concatenate(known)
+    jnp.concatenate([_narrow(problem, x) for x in rows]), jnp.concatenate(known)
   )
   repeated = repeated[-len(asked) :]
   if not (screen and surrogate.applies(problem)):
@@ -192,7 +192,7 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
     problem,
     state.belief,
     state.archive,
-    asked[seen],
+    asked[seen].astype(jnp.int32),
     jnp.where(repeated, -1, proposer)[seen],
     places,
     len(owners),
@@ -229,13 +229,13 @@ def _breed(key, state, problem, species, screen, batch_size):
       f'a species was made for a population of {min(counts)}; this one has '
       f'{places}'
     )
-  asked = jnp.concatenate(asked)
+  asked = jnp.concatenate([_narrow(problem, x) for x in asked])
   start = np.cumsum([0, *counts[:-1]])
   proposer = jnp.asarray(np.repeat(np.arange(len(species)), counts), jnp.int32)
   queue, row = _select(
     select_key, state, problem, asked, proposer, start, screen
   )
-  choices = asked[row]
+  choices = asked[row].astype(jnp.int32)
   objectives = evaluate(problem, choices, batch_size).astype(jnp.float32)
   failed = jnp.any(jnp.isnan(objectives), axis=-1)
   objectives = jnp.where(failed[:, None], jnp.inf, objectives)

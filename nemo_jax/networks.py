@@ -78,7 +78,7 @@ class GCN(nn.Module):
   """Logits [N, K] by graph convolution and attention."""
 
   num_choices: int
-  hidden: int = 16
+  hidden: int = 8
 
   @nn.compact
   def __call__(self, graph: jraph.GraphsTuple) -> Array:
@@ -149,7 +149,7 @@ class GraphUNet(nn.Module):
   """
 
   num_choices: int
-  hidden: int = 16
+  hidden: int = 8
   depth: int = 2
 
   @nn.compact

@@ -22,10 +22,6 @@ from nemo_jax.base import (
 )
 from nemo_jax.ssne import SSNE
 
-# So many at most, so that what they compute stays in a CPU's cache, which takes
-# a third of the time.
-NETWORKS_AT_ONCE = 32
-
 
 class State(NamedTuple):
   """Networks run parallel to the population; and the algorithm's own state."""
@@ -190,9 +186,7 @@ def make(
   start = policy.start
   weights = jax.eval_shape(start, jax.random.key(0))
   weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
-  number, size = blocks.divide(
-    max(population_size, proposals), NETWORKS_AT_ONCE
-  )
+  number, size = blocks.divide(max(population_size, proposals), blocks.NETWORKS)
   count = number * size
   evolver = _build(algorithm, count, weights)
   params = evolver.default_params

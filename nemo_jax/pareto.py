@@ -193,9 +193,9 @@ def _mix(words: Array) -> Array:
 def duplicated(rows: Array, mask: Array | None = None) -> Array:
   """bool[n]: an earlier valid row of `rows [n, k]` is equal to this one.
 
-  Rows are grouped by a 64-bit hash and then compared with their neighbour, so
-  rows that differ are never called equal. Masked rows are never duplicates.
-  Narrow numbers are faster: a word of the hash takes several.
+  Rows are sorted by a hash of 48 bits or more and then compared with their
+  neighbour, so rows that differ are never called equal. Masked rows are never
+  duplicates. Narrow numbers are faster: a word of the hash takes several.
   """
   n = rows.shape[0]
   mask = jnp.ones(n, bool) if mask is None else mask
@@ -209,15 +209,22 @@ def duplicated(rows: Array, mask: Array | None = None) -> Array:
   # The low bits of round floats are all zero, and a sum of products of such
   # words would keep them so.
   words = _mix(words.view(jnp.uint32))
-  size = (2, words.shape[-1])
+  # As many bits of a hash as are sorted at once, and hashes enough for 48.
+  bits = 32 - max(n - 1, 1).bit_length()
+  size = (-(-48 // bits), words.shape[-1])
   odd = np.random.default_rng(0).integers(0, 2**31, size) * 2 + 1
-  hashes = [jnp.sum(words * jnp.asarray(h, jnp.uint32), axis=-1) for h in odd]
-  # Apart from the valid ones, or they would come between two that are equal.
-  order = jnp.lexsort([jnp.where(mask, h, ~h) for h in hashes])
-  ordered, valid = rows[order], mask[order]
+  by_hash = jnp.arange(n)
+  for factors in odd:
+    hashes = jnp.sum(
+      words * jnp.asarray(factors, jnp.uint32), axis=-1, dtype=jnp.uint32
+    )
+    # Apart from the valid ones, or they would come between two that are equal.
+    hashes = jnp.where(mask, hashes, ~hashes)[by_hash] >> (32 - bits)
+    by_hash = by_hash[order(hashes, 2**bits)]
+  ordered, valid = rows[by_hash], mask[by_hash]
   equal = jnp.all(ordered[1:] == ordered[:-1], axis=-1)
   equal &= valid[1:] & valid[:-1]
-  return jnp.zeros(n, bool).at[order[1:]].set(equal)
+  return jnp.zeros(n, bool).at[by_hash[1:]].set(equal)
 
 
 def crowding_distance(

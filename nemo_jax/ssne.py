@@ -95,14 +95,14 @@ class SSNE(base.PopulationBasedAlgorithm):
     pick = lambda k: variation.tournament(k, state.fitness, everyone, rows)
     child, mate = (state.population[pick(k)] for k in keys[:2])
     swapped = self._by_tensor(keys[2], params.cr_dist, rows)
-    swapped &= (jax.random.bits(keys[3], child.shape) & 1).astype(bool)
+    swapped &= variation.coins(keys[3], child.shape)
     child = jnp.where(swapped, mate, child)
     noise = jax.random.normal(keys[4], child.shape) * self._spread(child)
     mutated = self._by_tensor(keys[5], params.mut_dist, rows)
     return child + mutated * params.std * noise
 
   def _ask(self, key, state, params):
-    number, rows = blocks.divide(self.population_size)
+    number, rows = blocks.divide(self.population_size, blocks.NETWORKS)
     children = blocks.fill(
       lambda key: self._breed(key, state, params, rows),
       blocks.keys(key, number),

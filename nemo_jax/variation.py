@@ -27,6 +27,23 @@ def tournament(
   return jnp.where(rank[one] <= rank[two], one, two)
 
 
+def coins(key: Array, shape: tuple[int, ...]) -> Array:
+  """bool[shape]: True with probability one half."""
+  # Random words take most of the time of a variation, and each holds 32.
+  count = shape[-1]
+  words = jax.random.bits(key, (*shape[:-1], -(-count // 32)))
+  sides = (words[..., None] >> jnp.arange(32, dtype=words.dtype)) & 1
+  return sides.reshape(*shape[:-1], -1)[..., :count].astype(bool)
+
+
+def sparse_normal(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
+  """float32[shape]: standard normal with probability `rate`, else 0."""
+  draw = jax.random.uniform(key, shape) / rate
+  # A number below the rate is as evenly spread as before.
+  noise = jax.scipy.special.ndtri(jnp.clip(draw, 1e-6, 1 - 1e-6))
+  return jnp.where(draw < 1, noise, 0)
+
+
 def sbx(
   key: Array, one: Array, two: Array, low: float, high: float, eta: float
 ) -> Array:
@@ -44,15 +61,17 @@ def sbx(
     high: upper bound.
     eta: distribution index; large stays near the parents.
   """
-  key_coins, key_spread = jax.random.split(key)
   near, far = jnp.minimum(one, two), jnp.maximum(one, two)
   gap = jnp.maximum(far - near, 1e-6)
-  coins = jax.random.bits(key_coins, one.shape)
-  below, crossed = (coins & 1).astype(bool), (coins & 2).astype(bool)
+  # One random number serves for three: the quarter that it lies in stands for
+  # two coins, where in it for the spread.
+  draw = 4 * jax.random.uniform(key, one.shape)
+  quarter = jnp.floor(draw)
+  below, crossed = quarter % 2 == 0, quarter < 2
 
   room = jnp.where(below, near - low, high - far)
   alpha = 2 - (1 + 2 * room / gap) ** -(eta + 1)
-  draw = alpha * jax.random.uniform(key_spread, one.shape)
+  draw = alpha * (draw - quarter)
   outer = 1 / jnp.maximum(2 - draw, 1e-9)
   spread = jnp.where(draw <= 1, draw, outer) ** (1 / (eta + 1))
   child = (near + far + jnp.where(below, -spread, spread) * gap) / 2
@@ -81,15 +100,15 @@ def polynomial_mutation(
     rate: probability for each variable; 1 / N if absent.
   """
   rate = 1 / genotype.shape[-1] if rate is None else rate
-  key_where, key_move = jax.random.split(key)
-  draw = jax.random.uniform(key_move, genotype.shape)
+  # A number below the rate is as evenly spread as before.
+  draw = jax.random.uniform(key, genotype.shape) / rate
+  chosen, draw = draw < 1, jnp.minimum(draw, 1)
   span = high - low
   down = draw < 0.5
   room = jnp.where(down, genotype - low, high - genotype) / span
   tail = 2 * jnp.minimum(draw, 1 - draw)
   step = 1 - (tail + (1 - tail) * (1 - room) ** (eta + 1)) ** (1 / (eta + 1))
   moved = genotype + span * jnp.where(down, -step, step)
-  chosen = jax.random.bernoulli(key_where, rate, genotype.shape)
   return jnp.clip(jnp.where(chosen, moved, genotype), low, high)
 
 

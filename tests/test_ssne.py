@@ -225,12 +225,12 @@ def test_each_weight_comes_from_one_of_two_parents(rate):
 
 
 def test_children_that_are_not_wanted_are_copies():
-  size = 3 * blocks.BLOCK
+  size = 3 * blocks.NETWORKS
   rates = params(1.0, 0.0).replace(wanted=1)
   asked = flat(children(random_population(size), level(size), rates))
-  made = asked[: blocks.BLOCK]
-  assert len(np.unique(made, axis=0)) == blocks.BLOCK
+  made = asked[: blocks.NETWORKS]
+  assert len(np.unique(made, axis=0)) == blocks.NETWORKS
   np.testing.assert_array_equal(
-    asked[blocks.BLOCK :],
+    asked[blocks.NETWORKS :],
     np.broadcast_to(asked[0], (2 * len(made), WEIGHTS)),
   )

@@ -78,6 +78,28 @@ def near_share(count, total, share):
   np.testing.assert_allclose(count / total, share, rtol=0, atol=4 * spread)
 
 
+# Random numbers.
+
+
+@pytest.mark.parametrize('count', [1, 31, 32, 33, 100])
+def test_coins_are_fair_and_independent(count):
+  throws = 4000
+  sides = np.asarray(variation.coins(jax.random.key(0), (throws, count)))
+  assert sides.shape == (throws, count)
+  assert (abs(sides.mean(axis=0) - 0.5) < 5 / (2 * np.sqrt(throws))).all()
+  same = (sides[:, 1:] == sides[:, :-1]).mean(axis=0)
+  assert (abs(same - 0.5) < 5 / (2 * np.sqrt(throws))).all()
+
+
+@pytest.mark.parametrize('rate', [0.05, 0.5, 1.0])
+def test_sparse_noise_is_normal_where_it_is(rate):
+  draw = jax.jit(lambda key: variation.sparse_normal(key, rate, (40_000,)))
+  noise = np.asarray(draw(jax.random.key(1)))
+  moved = noise[noise != 0]
+  near_share(len(moved), len(noise), rate)
+  assert stats.kstest(moved, 'norm').pvalue > 1e-3
+
+
 # Crossover.
 
 

@@ -1,6 +1,7 @@
 """Boltzmann chromosomes: a table of priors and temperatures per decision."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -30,11 +31,13 @@ class State(NamedTuple):
 
 def _sample(key: Array, logits: Array) -> Array:
   """int32[...]: a choice for each of logits [..., K], by one draw each."""
-  chance = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+  chance = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  # Not cumsum, which XLA fuses with nothing.
+  sums = list(itertools.accumulate(jnp.moveaxis(chance, -1, 0)))
   # Short of the end, beyond which there is no choice.
   draw = jax.random.uniform(key, logits.shape[:-1], maxval=1 - 1e-6)
-  draw *= chance[..., -1]
-  return jnp.sum(chance <= draw[..., None], axis=-1, dtype=jnp.int32)
+  draw *= sums[-1]
+  return sum((below <= draw).astype(jnp.int32) for below in sums)
 
 
 def make(
@@ -84,7 +87,7 @@ def make(
     """Nodes of the second parent in a share `rate` of the offspring."""
     key_row, key_node = jax.random.split(key)
     rows = jax.random.bernoulli(key_row, rate, (size, 1))
-    taken = rows & jax.random.bernoulli(key_node, 0.5, (size, nodes))
+    taken = rows & variation.coins(key_node, (size, nodes))
     return Genotype(
       jnp.where(taken[..., None], two.prior, one.prior),
       jnp.where(taken, two.log_temperature, one.log_temperature),

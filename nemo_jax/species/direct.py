@@ -24,9 +24,9 @@ def make(
   problem: Problem,
   population_size: int,
   rounding=jnp.round,
-  crossover_eta: float = 15.0,
+  crossover_eta: int = 15,
   crossover_rate: float = 0.9,
-  mutation_eta: float = 20.0,
+  mutation_eta: int = 20,
   guest_rate: float = 0.5,
   proposals: int = 256,
 ) -> Species:

@@ -8,7 +8,7 @@ def make(
   problem: Problem,
   population_size: int,
   algorithm: str = 'SSNE',
-  hidden: int = 16,
+  hidden: int = 8,
 ) -> Species:
   """One of NEMO's species of networks; see `neuroevolution.make`."""
   network = networks.GCN(problem.allowed.shape[1], hidden)

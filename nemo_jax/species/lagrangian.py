@@ -86,16 +86,15 @@ def make(
       for k in keys[:2]
     )
     crossed = jax.random.bernoulli(keys[2], crossover_rate, (size, 1))
-    crossed &= jax.random.bernoulli(keys[3], 0.5, one.log_factors.shape)
+    crossed &= variation.coins(keys[3], one.log_factors.shape)
     factors = jnp.where(crossed, two.log_factors, one.log_factors)
-    moved = jax.random.bernoulli(keys[4], factor_rate, factors.shape)
-    noise = factor_std * jax.random.normal(keys[5], factors.shape)
-    key_price, key_fresh = jax.random.split(keys[6])
+    noise = variation.sparse_normal(keys[4], factor_rate, factors.shape)
     prices = one.log_prices
-    prices += price_std * jax.random.normal(key_price, prices.shape)
+    prices += price_std * jax.random.normal(keys[5], prices.shape)
     renewed = jax.random.bernoulli(keys[7], fresh_rate, (size, 1))
-    prices = jnp.where(renewed, fresh(key_fresh).log_prices, prices)
-    return Genotype(prices, factors + jnp.where(moved & ~renewed, noise, 0))
+    prices = jnp.where(renewed, fresh(keys[6]).log_prices, prices)
+    factors += jnp.where(renewed, 0, factor_std * noise)
+    return Genotype(prices, factors)
 
   def propose(state, key):
     child = jax.lax.cond(

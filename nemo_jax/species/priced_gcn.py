@@ -66,7 +66,7 @@ def make(
   problem: Problem,
   population_size: int,
   algorithm: str = 'SSNE',
-  hidden: int = 16,
+  hidden: int = 8,
   learned: PyTree | None = None,
 ) -> Species:
   """A species of networks and prices; see `correct`, also for `learned`.
