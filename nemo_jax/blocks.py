@@ -61,24 +61,29 @@ def fill(
     return make(one)
   shapes = jax.eval_shape(make, one)
   rows = len(jax.tree.leaves(shapes)[0])
-  copies = lambda first: jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (rows, *x.shape)), first
+
+  def more(state):
+    block, _ = state
+    return (block < number) & (block * rows < rows_wanted)
+
+  def step(state):
+    block, made = state
+    new = make(jax.tree.map(lambda x: x[block], inputs))
+    put = jax.lax.dynamic_update_index_in_dim
+    return block + 1, jax.tree.map(
+      lambda x, old: put(old, x, block, 0), new, made
+    )
+
+  nothing = jax.tree.map(
+    lambda x: jnp.zeros((number, *x.shape), x.dtype), shapes
   )
+  end, made = jax.lax.while_loop(more, step, (jnp.int32(0), nothing))
 
-  def step(first, block):
-    start, one = block
-    made = jax.lax.cond(
-      start < rows_wanted, lambda: make(one), lambda: copies(first)
-    )
-    first = jax.tree.map(
-      lambda x, old: jnp.where(start == 0, x[0], old), made, first
-    )
-    return first, made
+  def finish(x):
+    left = jnp.expand_dims(jnp.arange(number) >= end, range(1, x.ndim))
+    return jnp.where(left, x[0, 0], x).reshape(-1, *x.shape[2:])
 
-  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes)
-  starts = jnp.arange(number) * rows
-  _, made = jax.lax.scan(step, nothing, (starts, inputs))
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
+  return jax.tree.map(finish, made)
 
 
 def ask(
