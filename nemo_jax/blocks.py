@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from nemo_jax.base import Array, PyTree
 
 BLOCK = 128  # proposals that are made at once, or up to twice as many
-# The same of networks: what they compute so stays in a CPU's cache, which takes
-# a third of the time.
-NETWORKS = 32
+# The same of networks: what they compute so stays in a CPU's cache.
+NETWORKS = 64
 
 
 def divide(count: int, most: int = BLOCK) -> tuple[int, int]:
