@@ -65,11 +65,17 @@ def test_a_rival_says_whether_it_is_informed(name):
 
 @pytest.mark.slow
 def test_where_the_estimate_is_the_truth_knowledge_is_ahead():
-  volume = {n: run(n, 120)[1].curve[-1][1] for n in baselines.names()}
+  volume = lambda *args: run(*args)[1].curve[-1][1]
+  blind = {
+    name: np.mean([volume(name, 480, seed) for seed in range(6)])
+    for name in ('nsga2', 'evopress', 'random_search')
+  }
+  # With a quarter of the evaluations.
   for name in ('mckp', 'integer_program'):
-    assert volume[name] > volume['nsga2'] > volume['random_search']
-  assert volume['evopress'] > volume['random_search']
-  assert volume['greedy'] > volume['uniform']
+    assert volume(name, 120) > blind['nsga2']
+  assert blind['nsga2'] > blind['random_search']
+  assert blind['evopress'] > blind['random_search']
+  assert volume('greedy', 120) > volume('uniform', 120)
 
 
 def test_nsga2_is_no_straw_man():
