@@ -68,10 +68,8 @@ def fill(
   def step(state):
     block, made = state
     new = make(jax.tree.map(lambda x: x[block], inputs))
-    put = jax.lax.dynamic_update_index_in_dim
-    return block + 1, jax.tree.map(
-      lambda x, old: put(old, x, block, 0), new, made
-    )
+    put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, block, 0)
+    return block + 1, jax.tree.map(put, made, new)
 
   nothing = jax.tree.map(
     lambda x: jnp.zeros((number, *x.shape), x.dtype), shapes
