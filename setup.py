@@ -23,7 +23,8 @@ setuptools.setup(
     'absl-py>=2.1',
     'evosax>=0.3',
     'flax>=0.12',
-    'jax>=0.10',
+    # Kernels for GPUs are in Pallas's language for Triton, which 0.12 may lack.
+    'jax>=0.10,<0.12',
     'jraph>=0.0.6.dev0',
     'matplotlib>=3.9',
     'numpy>=2.0',

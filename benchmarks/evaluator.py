@@ -5,10 +5,13 @@
 measures, in turns and in one process, the quantized network as a search runs it
 (8 bits, weights quantized anew for every candidate), its float twin, the plain
 Flax module, PyTorch's float forward pass and PyTorch's own fake-quantize
-modules, both eager and channels-last. On an accelerator it is the Flax module
-in float32 and in bfloat16 instead, and what the chip reaches in products of
-matrices and in copies. Weights and images are random.
+modules, both eager and channels-last. On an accelerator it is the quantized
+network without kernels of our own and the Flax module in float32 and in
+bfloat16 instead, and what the chip reaches in products of matrices and in
+copies. Weights and images are random.
 """
+
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +23,14 @@ from benchmarks import measure, torch_quantization
 from experiments.launch import launch
 from nemo_jax import quantize, workloads
 from nemo_jax.evaluate import in_chunks
+from nemo_jax.quantization import kernels
 from nemo_jax.workloads import _pretrained
 from tests import torch_models
 
 FLAGS = flags.FLAGS
 CONTESTANTS = {
   'cpu': ['quantized', 'float', 'flax', 'torch', 'torch_fake_quantize'],
-  'accelerator': ['quantized', 'flax', 'flax_bfloat16'],
+  'accelerator': ['quantized', 'quantized_by_xla', 'flax', 'flax_bfloat16'],
 }
 
 flags.DEFINE_enum(
@@ -74,7 +78,8 @@ def in_bfloat16(variables, pixels):
 
 def jax_runner(apply, *arguments):
   """A function that runs a compiled one to its end."""
-  program = jax.jit(apply).lower(*arguments).compile()
+  # A new function, for one that was traced before would not be traced again.
+  program = jax.jit(lambda *x: apply(*x)).lower(*arguments).compile()
   return lambda: jax.block_until_ready(program(*arguments))
 
 
@@ -105,9 +110,14 @@ def run() -> None:
       lambda part: apply(variables, part), images, batch
     )
 
+  def by_xla(*arguments):
+    with mock.patch.object(kernels, 'available', return_value=False):
+      return candidate(*arguments)
+
   arguments = variables, jax.device_put(images)
   builders = {
     'quantized': lambda: jax_runner(candidate, *arguments, bits),
+    'quantized_by_xla': lambda: jax_runner(by_xla, *arguments, bits),
     'float': lambda: jax_runner(forward(quantized.intercept), *arguments),
     'flax': lambda: jax_runner(forward(network.apply), *arguments),
     'flax_bfloat16': lambda: jax_runner(forward(in_bfloat16), *arguments),

@@ -259,13 +259,9 @@ def test_products_of_eight_bit_codes_are_those_of_integers(name):
   operands = [jnp.asarray(x) for x in operands]
   found = [
     trace_narrow(name, *operands).lower().compile()(*operands),
-    lowering._on_matrix_units(equation, operands, narrow=True),
+    lowering.of_codes(equation, operands),
+    lowering.of_codes_on_gpu(equation, operands),
   ]
-  forms = lowering._rewritten(equation.params, *operands, narrow=True)
-  if 'gpu' in forms:
-    halves = [x.astype(jnp.bfloat16) for x in operands]
-    window = equation.params['window_strides'], equation.params['padding']
-    found.append(forms['gpu'](*halves, *window))
   for out in found:
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, expected)

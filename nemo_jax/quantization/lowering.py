@@ -34,16 +34,23 @@ _MOST_TERMS = 32
 _FEW_CHANNELS = 4
 
 
-def _rewritable(params, kernel: Array) -> bool:
-  plain = (1, 1)
+def is_plain_convolution(equation: program_lib.Equation) -> bool:
+  """Whether it is one of images by what slides over them, perhaps in groups."""
+  if equation.name != 'conv_general_dilated':
+    return False
+  params, undilated = equation.params, (1, 1)
   return (
-    kernel.ndim == 4
-    and tuple(params['dimension_numbers']) == _LAYOUT
-    and params['lhs_dilation'] == plain
-    and params['rhs_dilation'] == plain
+    tuple(params['dimension_numbers']) == _LAYOUT
+    and params['lhs_dilation'] == undilated
+    and params['rhs_dilation'] == undilated
     and params['batch_group_count'] == 1
     and all(low >= 0 and high >= 0 for low, high in params['padding'])
   )
+
+
+def has_few_channels(kernel: tuple[int, ...], strides) -> bool:
+  """Whether strides should become channels."""
+  return kernel[2] <= _FEW_CHANNELS and max(strides) > 1
 
 
 def _dtype_of_sums(kernel: Array):
@@ -113,8 +120,10 @@ def _to_depth(array: Array, steps) -> Array:
   return jnp.swapaxes(array, 2, 3).reshape(count, rows, columns, -1)
 
 
-def space_to_depth(images: Array, kernel: Array, strides, padding) -> Array:
-  """A convolution with strides as one without, of more channels.
+def strides_to_channels(
+  images: Array, kernel: Array, strides, padding
+) -> tuple[Array, Array]:
+  """Operands of a convolution with neither strides nor padding, but the same.
 
   Arguments as for `depthwise`. The pixels that a stride passes over become
   channels, so that a first layer has enough of them for a matrix unit.
@@ -129,9 +138,13 @@ def space_to_depth(images: Array, kernel: Array, strides, padding) -> Array:
   rows, columns = (
     size + taps - 1 for size, taps in zip(sizes, kernel.shape[:2], strict=True)
   )
+  return images[:, :rows, :columns], kernel
+
+
+def space_to_depth(images: Array, kernel: Array, strides, padding) -> Array:
+  """A convolution by `strides_to_channels`; arguments as for `depthwise`."""
   return jax.lax.conv_general_dilated(
-    images[:, :rows, :columns],
-    kernel,
+    *strides_to_channels(images, kernel, strides, padding),
     (1, 1),
     'VALID',
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
@@ -173,18 +186,19 @@ def grouped(images: Array, kernel: Array, strides, padding) -> Array:
   )
 
 
-def _rewritten(params, images: Array, kernel: Array, narrow: bool):
-  """The functions above that do what a convolution does, by platform.
+def _rewritten(equation, images: Array, kernel: Array, narrow: bool):
+  """The functions above that do what an equation does, by platform.
 
   Args:
-    params: of the convolution.
-    images: its first operand.
+    equation: a product.
+    images: its first operand, if it is a convolution.
     kernel: its second.
     narrow: as for `for_backend`.
   """
-  if not _rewritable(params, kernel):
+  if not is_plain_convolution(equation):
     return {}
-  groups, strides = params['feature_group_count'], params['window_strides']
+  groups = equation.params['feature_group_count']
+  strides = equation.params['window_strides']
   if groups == images.shape[-1] == kernel.shape[-1] > 1:
     hold = {'hold': _in_sixteen_bits} if narrow else {}
     return {'cpu': functools.partial(depthwise, **hold), 'gpu': depthwise}
@@ -195,7 +209,7 @@ def _rewritten(params, images: Array, kernel: Array, narrow: bool):
   forms = {}
   if math.prod(kernel.shape[:3]) <= _MOST_TERMS:
     forms['cpu'] = shallow
-  if kernel.shape[2] <= _FEW_CHANNELS and max(strides) > 1:
+  if has_few_channels(kernel.shape, strides):
     forms['gpu'] = space_to_depth
   return forms
 
@@ -216,36 +230,58 @@ def as_traced(
   return out
 
 
-def _on_matrix_units(equation, operands: list[Array], narrow: bool) -> Array:
-  """As traced, in bfloat16 where it is narrow, else at full precision."""
-  if narrow:
-    operands = [x.astype(jnp.bfloat16) for x in operands]
-    dtype, precision = jnp.float32, None
-  else:
-    dtype = jnp.result_type(*operands)
-    precision = (jax.lax.Precision.HIGHEST,) * 2
+def _window(equation):
+  return equation.params['window_strides'], equation.params['padding']
+
+
+def of_codes(equation: program_lib.Equation, operands: list[Array]) -> Array:
+  """The product as traced, of whole numbers in bfloat16; sums in float32.
+
+  Arguments as for `as_traced`.
+  """
+  operands = [x.astype(jnp.bfloat16) for x in operands]
   (out,) = program_lib.bind(
-    equation, operands, preferred_element_type=dtype, precision=precision
+    equation, operands, preferred_element_type=jnp.float32, precision=None
+  )
+  return out
+
+
+def of_codes_on_gpu(equation, operands: list[Array]) -> Array:
+  """The same in the form that is fastest on a GPU."""
+  form = _rewritten(equation, *operands, narrow=True).get('gpu')
+  if form is None:
+    return of_codes(equation, operands)
+  images, kernel = (x.astype(jnp.bfloat16) for x in operands)
+  return form(images, kernel, *_window(equation))
+
+
+def _precisely(equation, operands: list[Array]) -> Array:
+  """As traced, without the rounding of operands that matrix units like."""
+  (out,) = program_lib.bind(
+    equation,
+    operands,
+    preferred_element_type=jnp.result_type(*operands),
+    precision=(jax.lax.Precision.HIGHEST,) * 2,
   )
   return out
 
 
 def _fastest(equation, operands: list[Array], narrow: bool) -> Array:
-  forms = {}
-  if equation.name == 'conv_general_dilated':
-    forms = _rewritten(equation.params, *operands, narrow)
-    window = equation.params['window_strides'], equation.params['padding']
-  on_cpu = lambda *operands: as_traced(equation, operands)
-  elsewhere = lambda *operands: _on_matrix_units(equation, operands, narrow)
-  on_gpu = elsewhere
-  if 'cpu' in forms:
-    on_cpu = lambda *operands: forms['cpu'](*operands, *window)
-  if 'gpu' in forms and narrow:
-    on_gpu = lambda *operands: forms['gpu'](
-      *(x.astype(jnp.bfloat16) for x in operands), *window
-    )
+  form = _rewritten(equation, *operands, narrow).get('cpu')
+
+  def on_cpu(*operands):
+    if form is None:
+      return as_traced(equation, operands)
+    return form(*operands, *_window(equation))
+
+  on_gpu = of_codes_on_gpu if narrow else _precisely
+  elsewhere = of_codes if narrow else _precisely
   return jax.lax.platform_dependent(
-    *operands, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=elsewhere
+    *operands,
+    cpu=on_cpu,
+    cuda=lambda *x: on_gpu(equation, x),
+    rocm=lambda *x: on_gpu(equation, x),
+    default=lambda *x: elsewhere(equation, x),
   )
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend as jex
+import numpy as np
 
 MATRIX_PRODUCTS = ('conv_general_dilated', 'dot_general')
 
@@ -70,12 +71,14 @@ def matrix_products(eqn: jex.core.JaxprEqn) -> list[str]:
   return [name] if is_product and is_float else []
 
 
-def _body(eqn: jex.core.JaxprEqn) -> tuple[jex.core.Jaxpr, Sequence] | None:
+def _body(
+  eqn: jex.core.JaxprEqn, derivatives: bool
+) -> tuple[jex.core.Jaxpr, Sequence] | None:
   """The jaxpr and constants to put in place of a call, None to keep it."""
   name = eqn.primitive.name
   if name not in _PLAIN_CALLS + _CUSTOM_CALLS:
     return None
-  if name in _CUSTOM_CALLS and not matrix_products(eqn):
+  if name in _CUSTOM_CALLS and derivatives and not matrix_products(eqn):
     return None
   key = next(k for k in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if k in eqn.params)
   body = eqn.params[key]
@@ -84,8 +87,13 @@ def _body(eqn: jex.core.JaxprEqn) -> tuple[jex.core.Jaxpr, Sequence] | None:
   return body, ()
 
 
-def flatten(closed: jex.core.ClosedJaxpr) -> Program:
-  """The program of a jaxpr with its nested calls taken apart."""
+def flatten(closed: jex.core.ClosedJaxpr, derivatives: bool = True) -> Program:
+  """The program of a jaxpr with its nested calls taken apart.
+
+  Args:
+    closed: the jaxpr.
+    derivatives: whether those that functions define for themselves are kept.
+  """
   equations, constants, avals = [], {}, {}
 
   def new_slot(aval):
@@ -109,7 +117,7 @@ def flatten(closed: jex.core.ClosedJaxpr) -> Program:
 
     for eqn in jaxpr.eqns:
       ins = tuple(read(v) for v in eqn.invars)
-      if body := _body(eqn):
+      if body := _body(eqn, derivatives):
         outs = walk(*body, ins)
       else:
         outs = tuple(new_slot(v.aval) for v in eqn.outvars)
@@ -120,6 +128,33 @@ def flatten(closed: jex.core.ClosedJaxpr) -> Program:
   inputs = tuple(new_slot(v.aval) for v in closed.jaxpr.invars)
   outputs = walk(closed.jaxpr, closed.consts, inputs)
   return Program(tuple(equations), constants, inputs, outputs, avals)
+
+
+def is_number(value) -> bool:
+  """Whether it is known while tracing, and no array."""
+  return np.ndim(value) == 0 and not isinstance(value, jax.Array)
+
+
+def without_repeats(program: Program) -> Program:
+  """The program with nothing computed twice."""
+  same, seen, equations = {}, {}, []
+
+  def is_new(key, slots):
+    first = seen.setdefault(key, slots)
+    same.update(zip(slots, first, strict=True))
+    return first is slots
+
+  for slot, value in program.constants.items():
+    if is_number(value):
+      is_new((str(program.avals[slot]), np.asarray(value).item()), (slot,))
+  for equation in program.equations:
+    inputs = tuple(same.get(slot, slot) for slot in equation.inputs)
+    # A jaxpr does not tell its constants in its text.
+    whole = equation if sub_jaxprs(equation.eqn) else str(equation.params)
+    if is_new((equation.name, inputs, whole), equation.outputs):
+      equations.append(equation._replace(inputs=inputs))
+  outputs = tuple(same.get(slot, slot) for slot in program.outputs)
+  return program._replace(equations=tuple(equations), outputs=outputs)
 
 
 def peak_bytes(program: Program) -> int:

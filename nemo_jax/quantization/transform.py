@@ -13,7 +13,7 @@ import numpy as np
 
 from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.quantization import analysis as analysis_lib
-from nemo_jax.quantization import calibrate
+from nemo_jax.quantization import calibrate, fusion
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization import fake_quant as fake_quant_lib
 from nemo_jax.quantization import graph as graph_lib
@@ -406,7 +406,7 @@ def _quantized(
     equalizers = {s: e for s, e in bank.equalizers.items() if s not in weights}
     return Encoded(grids, codes, shifts, equalizers, max_bits)
 
-  def run(variables, images, encoded):
+  def run_by(product, variables, images, encoded):
     def visit(site, value):
       grid = encoded.grids[site.quantizer]
       if site in encoded.codes:
@@ -414,9 +414,16 @@ def _quantized(
       value = value * encoded.equalizers.get(site, 1)
       return fake_quant_lib.encode(value, grid), grid.scale, None
 
+    return _run(trace(variables, images), product, variables, images, visit)
+
+  def run(variables, images, encoded):
     narrow = (encoded.max_bits or np.inf) <= lowering_lib.NARROW_BITS
     product = functools.partial(products, narrow=narrow)
-    return _run(trace(variables, images), product, variables, images, visit)
+    forward = functools.partial(run_by, product)
+    if narrow and lowering == 'backend':
+      of_codes = functools.partial(run_by, lowering_lib.of_codes)
+      forward = fusion.on_gpu(of_codes, forward)
+    return forward(variables, images, encoded)
 
   def intercept(variables, images, visit=None):
     def place(site, value):
