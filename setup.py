@@ -36,6 +36,7 @@ setuptools.setup(
     'scikit-learn>=1.5',
     'scipy>=1.14',
     'tensorflow-datasets>=4.9.8',
+    'threadpoolctl>=3.1',
     'tqdm>=4.66',
   ],
   extras_require={

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+import scipy.linalg  # noqa: F401 (loads the BLAS that JAX calls)
+import threadpoolctl
 from absl import app, logging
 
 from nemo_jax.base import InputError
@@ -16,6 +18,9 @@ def launch(run: Callable[[], None]) -> None:
       sys.exit(f'error: {argv[1]!r} is not a flag')
     # orbax tells of every step of every checkpoint.
     logging.set_verbosity(logging.WARNING)
+    # Its threads get in each other's and XLA's way: the factor of a matrix of
+    # 256 rows may take a hundred times as long.
+    threadpoolctl.threadpool_limits(1, user_api='blas')
     try:
       run()
     except InputError as error:

@@ -84,6 +84,18 @@ def test_bad_input_is_one_line(run, tmp_path, name, flag, words):
   assert 'Traceback' not in error
 
 
+def test_blas_has_one_thread():
+  words = (
+    'import threadpoolctl; from experiments.launch import launch; '
+    'launch(lambda: print([x["num_threads"] for x in '
+    'threadpoolctl.threadpool_info() if x["user_api"] == "blas"]))'
+  )
+  command = [sys.executable, '-c', words]
+  told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  # Those of NumPy and of SciPy, which is the one that JAX calls.
+  assert set(json.loads(told.stdout)) == {1}
+
+
 @pytest.mark.parametrize('text', ['{"nemo": ', '7'])
 def test_damaged_results_are_named(tmp_path, text):
   path = tmp_path / 'compare.json'
