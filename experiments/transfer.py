@@ -21,6 +21,7 @@ from nemo_jax import (
   mixed_precision,
   nemo,
   networks,
+  neuroevolution,
   quantize,
   workloads,
 )
@@ -80,7 +81,9 @@ def evolve(problem, seed: int, progress):
   for _ in range(FLAGS.source_budget // FLAGS.population):
     state, _ = step(run_key, state, problem, species)
     progress(FLAGS.population)
-  return state.species[0].members['network']
+  policy = priced_gcn.correct(networks.GCN(1), problem)
+  members = jax.vmap(neuroevolution.unravel(policy))(state.species[0].members)
+  return members['network']
 
 
 def first_front(problem, learned, seed: int) -> float:
@@ -89,6 +92,7 @@ def first_front(problem, learned, seed: int) -> float:
   ledger = arena.Ledger(problem)
   members = one.init(jax.random.key(seed)).members
   policy = priced_gcn.correct(networks.GCN(1), problem)
+  members = jax.vmap(neuroevolution.unravel(policy))(members)
   ledger.score(jax.vmap(policy.choose)(members))
   return ledger.curve[-1][1]
 

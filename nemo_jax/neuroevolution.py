@@ -1,6 +1,7 @@
 """Species whose genotype is the weights of a graph neural network."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,9 @@ import evosax.algorithms as evosax_algorithms
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+from jax import flatten_util
 
 from nemo_jax import blocks, networks, variation
 from nemo_jax.base import (
@@ -26,8 +29,8 @@ from nemo_jax.ssne import SSNE
 class State(NamedTuple):
   """Networks run parallel to the population; and the algorithm's own state."""
 
-  members: PyTree  # weights, [P, ...] each
-  asked: PyTree  # weights, [Q, ...] each
+  members: Array  # weights, [P, D]; see `unravel`
+  asked: Array  # [Q, D]
   algorithm: Any
   places: Array  # int32[], of the population, that are this species' own
 
@@ -60,10 +63,16 @@ def check_algorithm(name: str) -> None:
 
 
 def _build(name: str, population_size: int, weights: PyTree):
+  """The algorithm, for weights as vectors [D]."""
   check_algorithm(name)
   build = algorithms()[name]
+  sizes = [leaf.size for leaf in jax.tree.leaves(weights)]
+  if build is SSNE:
+    build = functools.partial(build, sizes=sizes)
   try:
-    return build(population_size=population_size, solution=weights)
+    return build(
+      population_size=population_size, solution=np.zeros(sum(sizes), np.float32)
+    )
   except AssertionError as error:
     # evosax states what an algorithm asks of the population as assertions.
     raise InputError(f'{name}: {error}') from error
@@ -85,26 +94,27 @@ def _forget_best(inner):
 def _tell_population(algorithm, key, state, feedback, params):
   """For algorithms that keep a population of their own.
 
-  They are told what came of their proposals, for the sake of what they adapt;
-  where a proposal was not evaluated its parent comes back. Then NEMO's
-  survivors take the place of the population, repeated until it is full.
+  They are told what came of their proposals, for the sake of what they adapt,
+  which in SSNE is nothing; where a proposal was not evaluated its parent comes
+  back. Then NEMO's survivors take the place of the population, repeated until
+  it is full.
   """
-  inner = _forget_best(state.algorithm)
-  skipped = ~jnp.isfinite(feedback.fitness)
-  parents = algorithm.get_population(inner)
-  told = _where(skipped, parents, state.asked)
-  worst = jnp.where(jnp.isfinite(inner.fitness), inner.fitness, 1e9)
-  fitness = jnp.where(skipped, worst, feedback.fitness)
-  inner, _ = algorithm.tell(key, told, fitness, inner, params)
+  inner = state.algorithm
+  if not isinstance(algorithm, SSNE):
+    inner = _forget_best(inner)
+    skipped = ~jnp.isfinite(feedback.fitness)
+    told = jnp.where(skipped[:, None], inner.population, state.asked)
+    worst = jnp.where(jnp.isfinite(inner.fitness), inner.fitness, 1e9)
+    fitness = jnp.where(skipped, worst, feedback.fitness)
+    inner, _ = algorithm.tell(key, told, fitness, inner, params)
 
   rank = jnp.where(feedback.own, feedback.rank, jnp.inf)
   order = jnp.lexsort((rank, ~feedback.own))
   count = jnp.maximum(jnp.sum(feedback.own), 1)
   repeated = order[jnp.arange(len(feedback.fitness)) % count]
   members = _survivors(state, feedback)
-  flat = jax.vmap(algorithm._ravel_solution)(members)
   fitness = jnp.where(jnp.isfinite(rank), rank, 1e9)[repeated]
-  inner = inner.replace(population=flat[repeated], fitness=fitness)
+  inner = inner.replace(population=members[repeated], fitness=fitness)
   return state._replace(members=members, algorithm=inner)
 
 
@@ -128,16 +138,7 @@ def _tell_distribution(algorithm, key, state, feedback, params):
   return state._replace(members=_survivors(state, feedback), algorithm=inner)
 
 
-def _where(rows: Array, yes: PyTree, no: PyTree) -> PyTree:
-  """Rows of one tree where True [Q], of the other elsewhere."""
-  return jax.tree.map(
-    lambda a, b: jnp.where(jnp.expand_dims(rows, range(1, a.ndim)), a, b),
-    yes,
-    no,
-  )
-
-
-def _survivors(state: State, feedback: Feedback) -> PyTree:
+def _survivors(state: State, feedback: Feedback) -> Array:
   """The networks that live on, in the rows of the population."""
   return variation.survivors(state.members, state.asked, feedback.source)
 
@@ -147,6 +148,17 @@ class Policy(NamedTuple):
 
   start: Callable[[Array], PyTree]  # (key) -> weights, at random
   choose: Callable[[PyTree], Array]  # weights -> choices [N] int32
+
+
+def _blank(policy: Policy) -> PyTree:
+  """Weights, all zero."""
+  weights = jax.eval_shape(policy.start, jax.random.key(0))
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), weights)
+
+
+def unravel(policy: Policy) -> Callable[[Array], PyTree]:
+  """From the vector [D] that a species keeps of weights to the weights."""
+  return flatten_util.ravel_pytree(_blank(policy))[1]
 
 
 def most_likely(problem: Problem, network: nn.Module) -> Policy:
@@ -183,12 +195,11 @@ def make(
   Raises:
     InputError: the algorithm is unknown, or not for this many networks.
   """
-  start = policy.start
-  weights = jax.eval_shape(start, jax.random.key(0))
-  weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), weights)
+  start = lambda key: flatten_util.ravel_pytree(policy.start(key))[0]
+  to_weights = unravel(policy)
   number, size = blocks.divide(max(population_size, proposals), blocks.NETWORKS)
   count = number * size
-  evolver = _build(algorithm, count, weights)
+  evolver = _build(algorithm, count, _blank(policy))
   params = evolver.default_params
   has_population = isinstance(evolver, PopulationBasedAlgorithm)
   tell_one = _tell_population if has_population else _tell_distribution
@@ -196,16 +207,15 @@ def make(
   def init(key):
     keys = jax.random.split(key, count + 1)
     asked = jax.vmap(start)(keys[1:])
-    members = jax.tree.map(lambda x: x[:population_size], asked)
     if has_population:
       unknown = jnp.full(count, 1e9, jnp.float32)
       inner = evolver.init(keys[0], asked, unknown, params)
     else:
-      mean = jax.tree.map(lambda x: x[0], asked)
-      inner = evolver.init(keys[0], mean, params)
+      inner = evolver.init(keys[0], asked[0], params)
     # evosax leaves weakly typed numbers behind, which would be traced twice.
     inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
-    return State(members, asked, inner, jnp.int32(population_size))
+    places = jnp.int32(population_size)
+    return State(asked[:population_size], asked, inner, places)
 
   def ask(key, state):
     wanted = blocks.wanted(state.places)
@@ -213,10 +223,11 @@ def make(
     # what they decide.
     lazy = {'wanted': wanted} if isinstance(evolver, SSNE) else {}
     asked, inner = evolver.ask(key, state.algorithm, params.replace(**lazy))
-    weights = jax.tree.map(
-      lambda x: x.reshape(number, size, *x.shape[1:]), asked
+    choices = blocks.fill(
+      jax.vmap(lambda vector: policy.choose(to_weights(vector))),
+      asked.reshape(number, size, -1),
+      wanted,
     )
-    choices = blocks.fill(jax.vmap(policy.choose), weights, wanted)
     return choices, state._replace(asked=asked, algorithm=inner)
 
   def tell(key, state, feedback):

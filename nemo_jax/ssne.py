@@ -5,7 +5,7 @@ after Khadka and Tumer 2018 and EGRL (arXiv 2007.07298): a network's tensors
 are crossed and mutated one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +49,12 @@ class SSNE(base.PopulationBasedAlgorithm):
     solution: base.Solution,
     fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
     metrics_fn: Callable = base.metrics_fn,
+    sizes: Sequence[int] | None = None,
   ):
+    """As evosax's own, but for the `sizes` of tensors in a solution [D]."""
     super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
-    sizes = [leaf.size for leaf in jax.tree.leaves(solution)]
-    self.sizes = np.asarray(sizes)
+    own = [leaf.size for leaf in jax.tree.leaves(solution)]
+    self.sizes = np.asarray(own if sizes is None else sizes)
 
   @property
   def _default_params(self) -> Params:
