@@ -13,6 +13,7 @@ from nemo_jax import (
   estimate,
   nemo,
   networks,
+  neuroevolution,
   pareto,
   species,
   surrogate,
@@ -252,8 +253,10 @@ def by_rounding(rounding, genotypes):
 
 
 def by_network(network, genotypes):
+  policy = neuroevolution.most_likely(PROBLEM, network)
   graph = networks.undirected(PROBLEM.graph)
-  logits = jax.vmap(lambda w: network.apply(w, graph))(genotypes)
+  weights = jax.vmap(neuroevolution.unravel(policy))(genotypes)
+  logits = jax.vmap(lambda w: network.apply(w, graph))(weights)
   return jnp.argmax(jnp.where(PROBLEM.allowed, logits, -jnp.inf), axis=-1)
 
 
