@@ -35,10 +35,12 @@ def wanted(places: Array, screened: bool = False) -> Array:
   """int32[]: how many rows a species should propose that has so many places.
 
   An eighth more, for some may be repetitions; or twice as many, where they are
-  made quickly and `surrogate` chooses among them. As long as it has no places,
-  as many as it can.
+  made quickly and `surrogate` chooses among them, of many half as many more. As
+  long as it has no places, as many as it can.
   """
-  more = places if screened else places // 8
+  more = places // 8
+  if screened:
+    more = jnp.minimum(places, jnp.maximum(places // 2, BLOCK // 2))
   most = jnp.iinfo(jnp.int32).max
   return jnp.where(places > 0, places + more, most).astype(jnp.int32)
 

@@ -183,7 +183,7 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   # In the first generation no species has earned its places yet.
   places = jnp.where(jnp.any(living), places, len(owners))
   # Of very many proposals the surrogate sees the first of each species.
-  most = max(surrogate.PROPOSALS, 2 * len(owners))
+  most = max(surrogate.PROPOSALS, 3 * len(owners) // 2)
   longest = len(asked)
   early = pareto.order(longest * repeated + _place(proposer), 2 * longest)
   seen = jnp.sort(early[:most])

@@ -439,11 +439,12 @@ def niching_order(
   """
   n = ranks.shape[0]
   shuffle, ties = jax.random.uniform(key, (2, n))
-  closest = jnp.lexsort((shuffle, distance, ranks, niche))
+  group = niche * (n + 1) + ranks
+  closest = jnp.lexsort((shuffle, distance, group))
   starts = jnp.ones(n, bool).at[1:].set(jnp.diff(niche[closest]) != 0)
   head = jnp.zeros(n, bool).at[closest].set(starts)
 
-  within = jnp.lexsort((shuffle, ~head, ranks, niche))
+  within = jnp.lexsort((shuffle, 2 * group + ~head))
   index = jnp.arange(n)
   first = jax.lax.cummax(jnp.where(starts, index, 0))
   level = jnp.zeros(n, index.dtype).at[within].set(index - first)
@@ -494,12 +495,14 @@ def archive_insert(archive: Population, candidates: Population) -> Population:
   usable = jnp.all(jnp.isfinite(objectives), axis=-1)
   usable &= ~duplicated(objectives, usable)
   keep = nondominated_rank(objectives, usable) == 0
-  spread = crowding_distance(objectives, mask=keep)
-  overflow = jnp.sum(keep) > capacity
-  order = jnp.lexsort((jnp.where(overflow, -spread, 0), ~keep))[:capacity]
-  kept = jax.tree.map(lambda x: x[order], merged)
+  rows = jax.lax.cond(
+    jnp.sum(keep) > capacity,
+    lambda: jnp.lexsort((-crowding_distance(objectives, mask=keep), ~keep)),
+    lambda: order((~keep).astype(jnp.int32), 2),
+  )[:capacity]
+  kept = jax.tree.map(lambda x: x[rows], merged)
   blank = empty_population(capacity, *(x.shape[1] for x in kept[:2]))
-  valid = keep[order]
+  valid = keep[rows]
   return jax.tree.map(
     lambda new, old: jnp.where(
       jnp.expand_dims(valid, range(1, new.ndim)), new, old

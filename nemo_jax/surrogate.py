@@ -28,7 +28,7 @@ MEMORY = 256  # evaluations that are learned from
 POINTS = 1024  # at which costs the front is looked at
 ROUNDS = 64  # of choosing, at most
 MEASURED = 32  # proposals whose gain is measured at once
-PROPOSALS = 1024  # to choose from, or twice the places if that is more
+PROPOSALS = 1024  # to choose from, or half as many more as there are places
 
 
 # What accelerators round to fewer bits would leave a Gram matrix indefinite.
