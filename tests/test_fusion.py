@@ -56,6 +56,8 @@ def groups(apply, *arguments):
 def assert_same(apply, *arguments):
   out = jax.jit(fusion.by_kernels(apply, interpret=True))(*arguments)
   expected = jax.jit(apply)(*arguments)
+  # NumPy does not take NaNs of bfloat16 for the same.
+  out, expected = jax.tree.map(np.float32, (out, expected))
   jax.tree.map(np.testing.assert_array_equal, out, expected)
 
 
@@ -123,6 +125,30 @@ def test_quotients_and_exponentials_are_left_to_xla():
   assert groups(apply, IMAGES, KERNEL) == [(1, ['mul'], ['float32'])]
 
 
+def test_rounding_away_from_zero_is_kept():
+  apply = lambda x, k: jax.lax.round(convolve(x, k) * 0.5)
+  assert groups(apply, IMAGES, KERNEL) == [(1, ['mul'], ['float32'])]
+  assert_same(apply, IMAGES, KERNEL)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_every_step_has_a_form_in_kernels_that_keeps_nan(dtype):
+  def apply(images, kernel, numbers):
+    x = convolve(images, kernel).astype(dtype)
+    y = jnp.round(jnp.abs(-x) - 1) + numbers
+    y = jax.lax.clamp(numbers[0], y, numbers[0] + 6)
+    return jnp.minimum(jax.nn.relu(y), 9) * numbers
+
+  arguments = IMAGES, KERNEL, codes(2, 32).astype(dtype)
+  ((_, tail, _),) = groups(apply, *arguments)
+  others = {'add_any', 'convert_element_type'}
+  assert set(fusion._ELEMENTWISE) - set(tail) <= others
+  assert_same(apply, *arguments)
+  assert_same(apply, IMAGES.at[0, 0, 0, 0].set(jnp.nan), *arguments[1:])
+  fused = jax.jit(fusion.by_kernels(apply)).trace(*arguments)
+  assert 'gpu.triton' in fused.lower(lowering_platforms=('cuda',)).as_text()
+
+
 def test_what_nobody_reads_is_not_computed():
   def apply(images, kernel):
     convolve(images, kernel)
@@ -153,6 +179,45 @@ def test_without_repeats_nothing_is_computed_twice():
   assert sorted(names) == ['add', 'cos', 'mul', 'mul', 'sin']
   for one, other in zip(program.run(whole, [x]), apply(x), strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+def test_zeros_of_both_signs_are_two_constants():
+  apply = lambda x: (1 / (x * 0.0), 1 / (x * -0.0))
+  whole = flat(apply, jnp.ones(3))
+  for one, other in zip(
+    program.run(whole, [jnp.ones(3)]), apply(jnp.ones(3)), strict=True
+  ):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_effects_are_kept_apart():
+  calls = []
+
+  def apply(images, kernel):
+    jax.debug.callback(lambda: calls.append(1))
+    jax.debug.callback(lambda: calls.append(1))
+    return convolve(images, kernel)
+
+  jax.block_until_ready(
+    fusion.by_kernels(apply, interpret=True)(IMAGES, KERNEL)
+  )
+  jax.effects_barrier()
+  assert len(calls) == 2
+
+
+@pytest.mark.parametrize('available', [False, True])
+def test_gradients_reach_what_a_function_captured(monkeypatch, available):
+  monkeypatch.setattr(kernels, 'available', lambda: available)
+  images, kernel = jnp.ones((1, 4, 4, 32)), jnp.ones((1, 1, 32, 32))
+
+  def loss(bias):
+    apply = lambda kernel, images: convolve(images, kernel) + bias
+    quantized = quantize(apply, kernel, images, lowering='backend')
+    bits = np.full(len(quantized.quantizers), 8)
+    return quantized.apply(kernel, images, bits, max_bits=8).sum()
+
+  found = jax.grad(loss)(jnp.ones(32))
+  np.testing.assert_array_equal(found, np.full(32, 16.0))
 
 
 class Net(nn.Module):

@@ -67,8 +67,8 @@ def test_first_layers_of_few_channels_are_the_same(window, padding, channels):
   images, kernel = draw(0, 2, 9, 8, channels), draw(1, *window, channels, 32)
   convolution = kernels.Convolution(images, kernel, (2, 2), padding)
   shapes = images.shape, kernel.shape
-  assert kernels.suits(*shapes, (2, 2))
-  assert not kernels.suits(*shapes, (1, 1))
+  assert kernels.suits(*shapes, (2, 4, 4, 32), (2, 2))
+  assert not kernels.suits(*shapes, (2, 9, 8, 32), (1, 1))
   (out,) = convolve([convolution], lambda s, _: s, [], [jnp.float32])
   np.testing.assert_array_equal(out, sums(convolution))
 
@@ -140,14 +140,26 @@ def test_ties_go_to_even():
   np.testing.assert_array_equal(kernels.nearest(ties), np.round(ties))
 
 
+@pytest.mark.parametrize('pick', ['maximum', 'minimum'])
+def test_what_is_no_number_stays_none(pick):
+  one = jnp.array([1.0, jnp.nan, 2.0, jnp.nan, -jnp.inf])
+  other = jnp.array([3.0, 0.0, jnp.nan, jnp.inf, 5.0])
+  np.testing.assert_array_equal(
+    getattr(kernels, pick)(one, other), getattr(jnp, pick)(one, other)
+  )
+
+
 @pytest.mark.parametrize(
-  ('images', 'kernel'),
+  ('images', 'kernel', 'sizes'),
   [
-    ((2, 8, 8, 48), (1, 1, 48, 64)),
-    ((2, 8, 8, 64), (1, 1, 64, 24)),
-    ((2**15, 64, 64, 64), (1, 1, 64, 64)),
+    ((2, 8, 8, 48), (1, 1, 48, 64), (8, 8)),
+    ((2, 8, 8, 64), (1, 1, 64, 24), (8, 8)),
+    ((2**15, 64, 64, 64), (1, 1, 64, 64), (64, 64)),
+    ((2**17, 1, 1, 64), (3, 3, 64, 64), (32, 32)),
+    ((2, 2, 2, 64), (3, 3, 64, 64), (0, 0)),
   ],
-  ids=['in', 'out', 'addresses'],
+  ids=['in', 'out', 'addresses', 'outputs', 'empty'],
 )
-def test_other_shapes_have_no_kernel(images, kernel):
-  assert not kernels.suits(images, kernel, (1, 1))
+def test_other_shapes_have_no_kernel(images, kernel, sizes):
+  out = (images[0], *sizes, kernel[-1])
+  assert not kernels.suits(images, kernel, out, (1, 1))

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,3 +294,18 @@ def test_depthwise_codes_wait_in_sixteen_bits():
   images, kernel = codes('depthwise')
   compiled = trace_narrow('depthwise', images, kernel).lower().compile()
   assert 'bf16[2,6,6,16]' in compiled.as_text()
+
+
+@pytest.mark.parametrize('window', [(1, 1), (3, 3)])
+@pytest.mark.parametrize('groups', [1, 32])
+def test_a_network_in_bfloat16_has_every_form(window, groups):
+  net = nn.Conv(32, window, dtype=jnp.bfloat16, feature_group_count=groups)
+  images = values(0, 2, 4, 4, 32)
+  variables = net.init(jax.random.key(0), images)
+  quantized = quantize(net.apply, variables, images, lowering='backend')
+  bits = np.full(len(quantized.quantizers), 8)
+  out = quantized.apply(variables, images, bits)
+  expected = net.apply(variables, images)
+  assert out.dtype == expected.dtype == jnp.bfloat16
+  off = (out - expected).astype(jnp.float32)
+  assert jnp.linalg.norm(off) < 0.05 * jnp.linalg.norm(expected)

@@ -33,6 +33,13 @@ _ELEMENTWISE = (
   'round',
   'sub',
 )
+# Those that the language of kernels lacks or has otherwise.
+_IN_KERNEL = {
+  'clamp': lambda low, x, high: kernels.minimum(kernels.maximum(low, x), high),
+  'max': kernels.maximum,
+  'min': kernels.minimum,
+  'round': kernels.nearest,
+}
 # The sums of more would not fit in the registers.
 _MOST_CONVOLUTIONS = 2
 
@@ -60,7 +67,17 @@ def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
   )
 
 
-def _is_of_codes(equation: program_lib.Equation) -> bool:
+def _is_elementwise(equation: program_lib.Equation) -> bool:
+  """Whether a kernel may compute it, for all that its operands may be."""
+  to_even = jax.lax.RoundingMethod.TO_NEAREST_EVEN
+  return (
+    equation.name in _ELEMENTWISE
+    and equation.params.get('rounding_method', to_even) == to_even
+    and jnp.issubdtype(equation.eqn.outvars[0].aval.dtype, jnp.floating)
+  )
+
+
+def _is_narrow_product(equation: program_lib.Equation) -> bool:
   """Whether it is a product in bfloat16 that is summed in float32."""
   dtypes = [v.aval.dtype for v in (*equation.eqn.invars, *equation.eqn.outvars)]
   return equation.name in program_lib.MATRIX_PRODUCTS and (
@@ -70,11 +87,12 @@ def _is_of_codes(equation: program_lib.Equation) -> bool:
 
 def _has_kernel(equation: program_lib.Equation) -> bool:
   return (
-    _is_of_codes(equation)
+    _is_narrow_product(equation)
     and lowering_lib.is_plain_convolution(equation)
     and equation.params['feature_group_count'] == 1
     and kernels.suits(
       *(v.aval.shape for v in equation.eqn.invars),
+      _shape(equation),
       equation.params['window_strides'],
     )
   )
@@ -119,16 +137,15 @@ class _Units:
 
   def _home(self, equation) -> int | None:
     """The kernel that an equation may join: the last of those it reads."""
-    avals, shape = self.program.avals, _shape(equation)
+    avals = [self.program.avals[slot] for slot in equation.inputs]
+    if not _is_elementwise(equation) or not all(
+      _fits(aval.shape, _shape(equation)) for aval in avals
+    ):
+      return None
     makers = {self.maker[s] for s in equation.inputs if s in self.maker}
-    homes = [u for u in makers if self.shapes.get(u) == shape]
+    homes = [u for u in makers if self.shapes.get(u) == _shape(equation)]
     last = [u for u in homes if not any(self._waits(v, u) for v in homes)]
-    fits = (
-      equation.name in _ELEMENTWISE
-      and jnp.issubdtype(avals[equation.outputs[0]].dtype, jnp.floating)
-      and all(_fits(avals[s].shape, shape) for s in equation.inputs)
-    )
-    if not last or not fits:
+    if not last:
       return None
     # What it reads beside must not come of these kernels in turn.
     if any(self._waits(u, v) for u in makers for v in last):
@@ -210,8 +227,8 @@ def _compute(
       found[equation.outputs[0]] = tile
     for equation in group.tail:
       inputs = [found[slot] for slot in equation.inputs]
-      if equation.name == 'round':
-        out = kernels.nearest(*inputs)
+      if equation.name in _IN_KERNEL:
+        out = _IN_KERNEL[equation.name](*inputs)
       else:
         (out,) = program_lib.bind(equation, inputs)
       found[equation.outputs[0]] = out
@@ -224,7 +241,7 @@ def _compute(
 
 def _execute(equation, operands: list[Array]) -> list[Array]:
   """The outputs of an equation that is in no group."""
-  if _is_of_codes(equation):
+  if _is_narrow_product(equation):
     return [lowering_lib.of_codes_on_gpu(equation, operands)]
   return program_lib.bind(equation, operands)
 
@@ -245,7 +262,9 @@ def run(
   values.update(zip(program.inputs, arguments, strict=True))
   for item in plan(program):
     if isinstance(item, Group):
-      results = _compute(item, program, values, interpret)
+      results = []
+      if item.outputs:  # else nobody reads them
+        results = _compute(item, program, values, interpret)
     else:
       operands = [values[slot] for slot in item.inputs]
       with item.eqn.ctx.manager:
@@ -257,10 +276,12 @@ def run(
 def by_kernels(
   apply: Callable[..., PyTree], interpret: bool = False
 ) -> Callable[..., PyTree]:
-  """A function with its convolutions of codes in bfloat16 run by kernels.
+  """A function with its convolutions in bfloat16 run by kernels.
 
   Args:
-    apply: any function of arrays.
+    apply: any function of arrays. What it multiplies in bfloat16 for sums in
+      float32 are whole numbers, or XLA might see more in them than bfloat16
+      holds.
     interpret: as for `run`.
   """
 
@@ -268,7 +289,6 @@ def by_kernels(
     closed, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
     program = program_lib.flatten(closed, derivatives=False)
     program = program_lib.without_repeats(program)
-    program = program_lib.needed_for(program, program.outputs)
     outputs = run(program, jax.tree.leaves(arguments), interpret)
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -285,13 +305,26 @@ def on_gpu(
     plain: it, for other platforms and derivatives.
   """
 
-  @jax.custom_jvp
-  def either(*arguments):
-    fused = by_kernels(of_codes)
-    return jax.lax.platform_dependent(*arguments, cuda=fused, default=plain)
+  def run(*arguments):
+    # What a function captured has derivatives too.
+    codes, seen = jax.closure_convert(of_codes, *arguments)
+    floats, captured = jax.closure_convert(plain, *arguments)
 
-  @either.defjvp
-  def differentiate(primals, tangents):
-    return jax.jvp(plain, primals, tangents)
+    @jax.custom_jvp
+    def either(arguments, seen, captured):
+      return jax.lax.platform_dependent(
+        arguments,
+        seen,
+        captured,
+        cuda=lambda x, seen, _: by_kernels(codes)(*x, *seen),
+        default=lambda x, _, captured: floats(*x, *captured),
+      )
 
-  return either if kernels.available() else plain
+    @either.defjvp
+    def differentiate(primals, tangents):
+      forward = lambda x, _, captured: floats(*x, *captured)
+      return jax.jvp(forward, primals, tangents)
+
+    return either(arguments, seen, captured)
+
+  return run if kernels.available() else plain

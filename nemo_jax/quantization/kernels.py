@@ -52,14 +52,19 @@ def available() -> bool:
   )
 
 
-def suits(images: tuple[int, ...], kernel: tuple[int, ...], strides) -> bool:
+def suits(
+  images: tuple[int, ...],
+  kernel: tuple[int, ...],
+  out: tuple[int, ...],
+  strides,
+) -> bool:
   """Whether there is a kernel for a convolution of such shapes."""
   *_, deep, channels = kernel
-  numbers = math.prod(images[:-1]) * max(deep, channels)
   return (
     (deep % _CHANNELS == 0 or lowering.has_few_channels(kernel, strides))
     and channels % _CHANNELS == 0
-    and numbers < _MOST_NUMBERS
+    and 0 < math.prod(out) < _MOST_NUMBERS
+    and math.prod(images[:3]) * max(deep, _CHANNELS) < _MOST_NUMBERS
   )
 
 
@@ -76,15 +81,26 @@ def _deepened(convolution: Convolution) -> Convolution:
 
 def nearest(x: Array) -> Array:
   """`jnp.round`, which the language of kernels lacks: ties go to even."""
-  low = jnp.floor(x)
-  rest = x - low
+  whole = x.astype(jnp.float32)
+  low = jnp.floor(whole)
+  rest = whole - low
   odd = low - 2 * jnp.floor(low / 2)
   up = (rest > 0.5) | ((rest == 0.5) & (odd == 1))
-  return low + up.astype(x.dtype)
+  return (low + up.astype(jnp.float32)).astype(x.dtype)
+
+
+def maximum(x: Array, y: Array) -> Array:
+  """`jnp.maximum`, which in a kernel would pass over NaN."""
+  return jnp.where((x != x) | (y != y), x + y, jnp.maximum(x, y))
+
+
+def minimum(x: Array, y: Array) -> Array:
+  """`jnp.minimum`, likewise."""
+  return jnp.where((x != x) | (y != y), x + y, jnp.minimum(x, y))
 
 
 def _power_of_two(number: int, most: int) -> int:
-  """The largest that divides a number, and is at most another."""
+  """The largest that divides a number, up to another power of two."""
   return math.gcd(number, most)
 
 

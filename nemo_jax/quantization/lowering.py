@@ -268,20 +268,20 @@ def _precisely(equation, operands: list[Array]) -> Array:
 
 def _fastest(equation, operands: list[Array], narrow: bool) -> Array:
   form = _rewritten(equation, *operands, narrow).get('cpu')
+  dtype = jnp.float32 if narrow else jnp.result_type(*operands)
 
-  def on_cpu(*operands):
+  def on_cpu(equation, operands):
     if form is None:
       return as_traced(equation, operands)
     return form(*operands, *_window(equation))
 
-  on_gpu = of_codes_on_gpu if narrow else _precisely
-  elsewhere = of_codes if narrow else _precisely
+  def by(product):
+    return lambda *operands: product(equation, operands).astype(dtype)
+
+  on_gpu = by(of_codes_on_gpu if narrow else _precisely)
+  elsewhere = by(of_codes if narrow else _precisely)
   return jax.lax.platform_dependent(
-    *operands,
-    cpu=on_cpu,
-    cuda=lambda *x: on_gpu(equation, x),
-    rocm=lambda *x: on_gpu(equation, x),
-    default=lambda *x: elsewhere(equation, x),
+    *operands, cpu=by(on_cpu), cuda=on_gpu, rocm=on_gpu, default=elsewhere
   )
 
 

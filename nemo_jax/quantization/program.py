@@ -146,11 +146,14 @@ def without_repeats(program: Program) -> Program:
 
   for slot, value in program.constants.items():
     if is_number(value):
-      is_new((str(program.avals[slot]), np.asarray(value).item()), (slot,))
+      # Bytes, for -0.0 is equal to 0.0.
+      is_new((str(program.avals[slot]), np.asarray(value).tobytes()), (slot,))
   for equation in program.equations:
     inputs = tuple(same.get(slot, slot) for slot in equation.inputs)
     # A jaxpr does not tell its constants in its text.
-    whole = equation if sub_jaxprs(equation.eqn) else str(equation.params)
+    whole = str(equation.params)
+    if equation.eqn.effects or sub_jaxprs(equation.eqn):
+      whole = equation.outputs
     if is_new((equation.name, inputs, whole), equation.outputs):
       equations.append(equation._replace(inputs=inputs))
   outputs = tuple(same.get(slot, slot) for slot in program.outputs)
