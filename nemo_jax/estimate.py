@@ -179,11 +179,8 @@ def draw_prices(key: Array, rates: Array, span: Array, count: int) -> Array:
   """
   key_level, key_share = jax.random.split(key)
   place = jax.random.uniform(key_level, (count,)) * (rates.shape[0] - 1)
-  below = place.astype(jnp.int32)
-  step = jnp.log(rates)[
-    jnp.minimum(below[:, None] + np.arange(2), len(rates) - 1)
-  ]
-  level = jnp.exp(step[:, 0] + (place - below) * (step[:, 1] - step[:, 0]))
+  index = jnp.arange(rates.shape[0])
+  level = jnp.exp(jnp.interp(place, index, jnp.log(rates)))
   # Weibull numbers are as uneven as those of a Dirichlet distribution, which
   # take as long to draw as all that is done with them.
   part = jax.random.weibull_min(key_share, 1.0, 0.7, (count, span.shape[0]))

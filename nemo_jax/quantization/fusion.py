@@ -68,7 +68,7 @@ def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _is_elementwise(equation: program_lib.Equation) -> bool:
-  """Whether a kernel may compute it, for all that its operands may be."""
+  """Whether a kernel may compute it, if its operands fit."""
   to_even = jax.lax.RoundingMethod.TO_NEAREST_EVEN
   return (
     equation.name in _ELEMENTWISE
@@ -101,7 +101,7 @@ def _has_kernel(equation: program_lib.Equation) -> bool:
 class _Units:
   """Equations, by their places in a program, under what computes them.
 
-  A unit is a kernel or an equation by itself, and goes by its first place.
+  A unit is a kernel or an equation by itself, known by the first of its places.
   """
 
   def __init__(self, program: program_lib.Program):
