@@ -10,8 +10,6 @@ prints what each species takes to propose, and what one evaluation may cost for
 all of this to stay below 5 %.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +55,7 @@ def table_problem() -> Problem:
     evaluate=total,
     objective_names=('a', 'b', 'c'),
     estimate=estimate if known else None,
-    costs=lambda prices, row: total(prices, row)[1:],
+    costs=lambda row: total(jnp.asarray(prices), row)[1:],
   )
 
 
@@ -69,15 +67,12 @@ def run() -> None:
   team = {name: make(problem, places) for name, make in team.items()}
   contestants = {}
   state = nemo.init(key, problem, tuple(team.values()), places)
-  step = functools.partial(
-    nemo.step, species=tuple(team.values()), batch_size=places
+  step, _ = nemo.compile_step(
+    key, state, problem, tuple(team.values()), batch_size=places
   )
-  step = jax.jit(step).lower(key, state, problem).compile()
   for _ in range(WARM_UP):
-    state, _ = step(key, state, problem)
-  contestants['generation'] = lambda: jax.block_until_ready(
-    step(key, state, problem)
-  )
+    state, _ = step(state)
+  contestants['generation'] = lambda: jax.block_until_ready(step(state))
   for (name, one), own in zip(team.items(), state.species, strict=True):
     ask = jax.jit(one.ask)
     contestants[f'{name} proposes'] = lambda ask=ask, own=own: (

@@ -8,7 +8,6 @@ workdir. The same command resumes a run that was stopped at any instant.
 """
 
 import contextlib
-import functools
 import os
 import sys
 import time
@@ -104,7 +103,7 @@ def restore(checkpoints, state):
 
 
 def describe_memory(program) -> str:
-  """What a compiled generation takes on each device at its peak."""
+  """What the compiled evaluation takes on each device at its peak."""
   used = program.memory_analysis()
   if used is None:
     return 'not known on this backend'
@@ -112,20 +111,15 @@ def describe_memory(program) -> str:
   total = arguments + used.output_size_in_bytes + used.temp_size_in_bytes
   mib = 2**20
   return (
-    f'{total / mib:,.0f} MiB, {arguments / mib:,.0f} of it weights, images and '
-    'the state of the search'
+    f'{total / mib:,.0f} MiB, {arguments / mib:,.0f} of it weights and images'
   )
 
 
 def search(problem, species, generations: int, batch_size: int | None):
   """Runs or resumes the search of the flags; returns its last state."""
-  mesh = problem.mesh
   init_key, run_key = jax.random.split(jax.random.key(FLAGS.seed))
   archive = min(generations * FLAGS.population, 4096)
-  init = lambda problem: nemo.init(
-    init_key, problem, species, FLAGS.population, archive
-  )
-  state = devices.jit(init, mesh)(problem)
+  state = nemo.init(init_key, problem, species, FLAGS.population, archive)
   is_first = jax.process_index() == 0
   checkpoints = runs.open_checkpoints(workdir()) if is_first else None
   state = restore(checkpoints, state)
@@ -137,17 +131,15 @@ def search(problem, species, generations: int, batch_size: int | None):
     print(f'resuming after generation {done}')
 
   with stage('compiling one generation'):
-    state = devices.place(state, mesh, jax.sharding.PartitionSpec())
-    step = functools.partial(
-      nemo.step,
+    step, evaluation = nemo.compile_step(
       run_key,
-      species=species,
+      state,
+      problem,
+      species,
       exploration=FLAGS.exploration,
       batch_size=batch_size,
     )
-    step = devices.jit(step, mesh).lower(state, problem=problem).compile()
-  print(f'memory of a device at its peak: {describe_memory(step)}')
-  advance = lambda state: step(state, problem=problem)
+  print(f'memory of a device at its peak: {describe_memory(evaluation)}')
   with tqdm.tqdm(
     total=generations * FLAGS.population,
     initial=done * FLAGS.population,
@@ -155,7 +147,7 @@ def search(problem, species, generations: int, batch_size: int | None):
     unit='eval',
     disable=None if is_first else True,
   ) as bar:
-    stored = runs.evolve(workdir(), checkpoints, advance, state, generations)
+    stored = runs.evolve(workdir(), checkpoints, step, state, generations)
     for last, metrics in stored:
       state = last
       bar.set_postfix(

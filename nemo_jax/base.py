@@ -85,9 +85,9 @@ class Problem:
     pytree_node=False, default=jax.sharding.PartitionSpec()
   )
   estimate: Estimate | None = None  # what some searchers start from
-  # (data, choices [N] int32) -> all objectives but the first [M - 1], where
-  # these are cheap to know.
-  costs: Callable[[PyTree, Array], Array] | None = flax.struct.field(
+  # choices [N] int32 -> all objectives but the first [M - 1], where these are
+  # cheap to know.
+  costs: Callable[[Array], Array] | None = flax.struct.field(
     pytree_node=False, default=None
   )
 

@@ -9,17 +9,27 @@ each species fills its size with its own best.
   state = nemo.init(key, problem, species, population_size=64)
   state, metrics = nemo.step(key, state, problem, species)
 
-`key` stays the same all through a run: `step` folds the generation into it, so
-a run that is stored and restored goes on as if it had never stopped.
+Or with candidates scored elsewhere, by whatever can score them:
+
+  asked = nemo.ask(key, state, problem, species)
+  objectives = ...  # [P, M], of asked.choices [P, N]
+  state, metrics = nemo.tell(key, state, problem, species, asked, objectives)
+
+`key` stays the same all through a run: the generation is folded into it, so a
+run that is stored and restored goes on as if it had never stopped.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from nemo_jax import pareto, surrogate
+from nemo_jax import devices, pareto, surrogate
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -138,16 +148,23 @@ def allocate(
   return _apportion(jnp.where(jnp.isinf(exploration), 1, score), places)
 
 
-class _Offspring(NamedTuple):
-  """What the species proposed, R rows in all, and which of it was evaluated."""
+@flax.struct.dataclass
+class Asked:
+  """What the species proposed, R rows in all, and which of it to evaluate."""
 
-  population: Population  # [P, ...]
-  asked: Array  # [R, N], all proposals, rows of a species together, narrow
-  start: np.ndarray  # int[S], the first row of each species
-  counts: np.ndarray  # int[S], how many rows are its own
+  choices: Array  # [P, N] int32, to be evaluated
+  proposer: Array  # [P] int32, the species of each
+  row: Array  # [P] int32, the row of `proposed` behind each
+  proposed: Array  # [R, N], rows of a species together, in few bytes
   queue: Array  # [R] int32, the same rows in order of preference
-  row: Array  # [P] int32, the row of `asked` behind each offspring
-  failures: Array  # int32[]
+  species: tuple[Any, ...]  # the private states after asking
+  # How many rows of `proposed` are of each species.
+  counts: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+  @property
+  def start(self) -> np.ndarray:
+    """int[S]: the first row of each species."""
+    return np.cumsum([0, *self.counts[:-1]])
 
 
 def _narrow(problem: Problem, choices: Array) -> Array:
@@ -208,13 +225,29 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   return queue, jnp.sort(row)
 
 
-def _breed(key, state, problem, species, screen, batch_size):
-  """Step 1: the offspring of all species, evaluated, and their new states.
+def _keys(key: Array, state: State) -> Array:
+  """Of asking, ranking, telling and remembering, in this generation."""
+  return jax.random.split(jax.random.fold_in(key, state.generation), 4)
 
-  Every species returns P rows or more; about as many as it has places are
-  evaluated, see `_select`.
+
+def ask(
+  key: Array,
+  state: State,
+  problem: Problem,
+  species: tuple[Species, ...],
+  *,
+  screen: bool = True,
+) -> Asked:
+  """The first half of a generation: what to evaluate.
+
+  Every species proposes P rows or more; about as many as it has places are
+  evaluated, first those that a surrogate expects most of, where it `applies`.
+  The arguments are those of `step`; nothing reads the problem's data.
+
+  Raises:
+    InputError: a species was made for another population size.
   """
-  *keys, select_key = jax.random.split(key, len(species) + 1)
+  *keys, select_key = jax.random.split(_keys(key, state)[0], len(species) + 1)
   asked, states = zip(
     *(
       s.ask(k, st)
@@ -223,38 +256,30 @@ def _breed(key, state, problem, species, screen, batch_size):
     strict=True,
   )
   places = len(state.population.species)
-  counts = [len(proposed) for proposed in asked]
+  counts = tuple(len(proposed) for proposed in asked)
   if min(counts) < places:
     raise InputError(
       f'a species was made for a population of {min(counts)}; this one has '
       f'{places}'
     )
-  asked = jnp.concatenate([_narrow(problem, x) for x in asked])
+  proposed = jnp.concatenate([_narrow(problem, x) for x in asked])
   start = np.cumsum([0, *counts[:-1]])
   proposer = jnp.asarray(np.repeat(np.arange(len(species)), counts), jnp.int32)
   queue, row = _select(
-    select_key, state, problem, asked, proposer, start, screen
+    select_key, state, problem, proposed, proposer, start, screen
   )
-  choices = asked[row].astype(jnp.int32)
-  objectives = evaluate(problem, choices, batch_size).astype(jnp.float32)
-  failed = jnp.any(jnp.isnan(objectives), axis=-1)
-  objectives = jnp.where(failed[:, None], jnp.inf, objectives)
-  population = Population(choices, objectives, proposer[row])
-  failures = jnp.sum(failed).astype(jnp.int32)
-  offspring = _Offspring(
-    population, asked, start, np.asarray(counts), queue, row, failures
-  )
-  return offspring, states
+  choices = proposed[row].astype(jnp.int32)
+  return Asked(choices, proposer[row], row, proposed, queue, states, counts)
 
 
-def _survive(rank, pool, offspring, sizes):
+def _survive(rank, pool, asked, sizes):
   """Step 5: each species fills its size with its own best-ranked members.
 
   What is left over is filled with random offspring of the species, namely
   proposals that were not evaluated. Returns the survivors, their ranks and
   where the genotype of each lies (see `Feedback.source`).
   """
-  places = offspring.row.shape[0]
+  places = asked.row.shape[0]
   count = sizes.shape[0]
   owners = _owners(sizes, places)
   member = jnp.isfinite(rank)
@@ -269,20 +294,18 @@ def _survive(rank, pool, offspring, sizes):
   chosen = order[jnp.where(kept, first[owners] + place, 0)]
 
   evaluated = jax.ops.segment_sum(
-    jnp.ones(places, jnp.int32), offspring.population.species, count
+    jnp.ones(places, jnp.int32), asked.proposer, count
   )
-  start = jnp.asarray(offspring.start)[owners]
+  start = jnp.asarray(asked.start)[owners]
   spare = evaluated[owners] + place - members[owners]
-  last = jnp.asarray(offspring.counts)[owners] - 1
-  spare = offspring.queue[start + jnp.clip(spare, 0, last)]
+  last = jnp.asarray(asked.counts)[owners] - 1
+  spare = asked.queue[start + jnp.clip(spare, 0, last)]
   parent = chosen < places
-  row = jnp.where(
-    kept, offspring.row[jnp.where(parent, 0, chosen - places)], spare
-  )
+  row = jnp.where(kept, asked.row[jnp.where(parent, 0, chosen - places)], spare)
   source = jnp.where(kept & parent, chosen, places + row - start)
   population = Population(
     choices=jnp.where(
-      kept[:, None], pool.choices[chosen], offspring.asked[spare]
+      kept[:, None], pool.choices[chosen], asked.proposed[spare]
     ),
     objectives=jnp.where(kept[:, None], pool.objectives[chosen], jnp.inf),
     species=owners,
@@ -291,11 +314,11 @@ def _survive(rank, pool, offspring, sizes):
   return population, rank, source.astype(jnp.int32)
 
 
-def _feedback(count, population, kept_rank, source, offspring, rank, learned):
+def _feedback(count, population, kept_rank, source, asked, rank, learned):
   """What each species learns; `rank` is that of the offspring."""
-  fitness = jnp.full(len(offspring.asked), jnp.inf)
-  fitness = fitness.at[offspring.row].set(rank)
-  fitness = jnp.split(fitness, offspring.start[1:])
+  fitness = jnp.full(len(asked.proposed), jnp.inf)
+  fitness = fitness.at[asked.row].set(rank)
+  fitness = jnp.split(fitness, asked.start[1:])
   return [
     Feedback(
       population,
@@ -377,6 +400,98 @@ def _utility(kind: str, scaled, species, count, directions, member, rank):
   return jnp.where(present, -worth.astype(jnp.float32), jnp.inf)
 
 
+def tell(
+  key: Array,
+  state: State,
+  problem: Problem,
+  species: tuple[Species, ...],
+  asked: Asked,
+  objectives: Array,
+  *,
+  exploration: float = 1.0,
+  utility: str = 'r2',
+  partitions: int = 12,
+) -> tuple[State, dict[str, Array]]:
+  """The second half of a generation: the next state, and metrics.
+
+  Args:
+    key: that `ask` was given, as are the next three.
+    state: the same.
+    problem: the same.
+    species: the same.
+    asked: what it returned.
+    objectives: [P, M] of `asked.choices`; NaN anywhere in a row where that
+      evaluation failed.
+    exploration: see `step`, as for those that follow.
+    utility: one of UTILITIES.
+    partitions: of the reference directions.
+
+  Raises:
+    InputError: the utility is unknown or not for so many objectives.
+  """
+  _check_utility(utility, problem.ideal.shape[0])
+  _, rank_key, tell_key, seen_key = _keys(key, state)
+  count = len(species)
+  places = state.population.species.shape[0]
+  directions = pareto.reference_directions(problem.ideal.shape[0], partitions)
+
+  objectives = jnp.asarray(objectives, jnp.float32)
+  failed = jnp.any(jnp.isnan(objectives), axis=-1)
+  objectives = jnp.where(failed[:, None], jnp.inf, objectives)
+  offspring = Population(asked.choices, objectives, asked.proposer)
+  evaluations = state.evaluations + jax.ops.segment_sum(
+    jnp.ones(places, jnp.int32), offspring.species, count
+  )
+  pool = jax.tree.map(
+    lambda a, b: jnp.concatenate([a, b]), state.population, offspring
+  )
+  valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
+  choices = _narrow(problem, pool.choices)
+  member = valid & ~pareto.duplicated(choices, valid)
+
+  scaled = scale_objectives(problem, pool.objectives)
+  front = pareto.nondominated_rank(scaled, member)  # unused by R2, so dropped
+  worth = _utility(
+    utility, scaled, pool.species, count, directions, member, front
+  )
+  sizes = allocate(worth, evaluations, places, exploration)
+
+  order = pareto.nsga3_order(rank_key, scaled, directions, member)
+  rank = jnp.zeros(2 * places).at[order].set(jnp.arange(2.0 * places))
+  # A repeated row cannot live on, but its species learns that it did badly.
+  rank = jnp.where(valid, rank, jnp.inf)
+
+  population, kept_rank, source = _survive(
+    jnp.where(member, rank, jnp.inf), pool, asked, sizes
+  )
+  seen = surrogate.remember(seen_key, state.seen, offspring)
+  learned, belief = None, state.belief
+  if problem.estimate is not None:
+    learned = surrogate.learn(problem, seen)
+    belief = surrogate.believe(learned)
+  feedback = _feedback(
+    count, population, kept_rank, source, asked, rank[places:], learned
+  )
+  keys = jax.random.split(tell_key, count)
+  told = (
+    one.tell(*rest)
+    for one, *rest in zip(species, keys, asked.species, feedback, strict=True)
+  )
+  new = State(
+    generation=state.generation + 1,
+    population=population,
+    archive=pareto.archive_insert(state.archive, offspring),
+    species=tuple(told),
+    evaluations=evaluations,
+    failures=state.failures + jnp.sum(failed).astype(jnp.int32),
+    seen=seen,
+    belief=belief,
+  )
+  # One trace for a whole run: no leaf may change its type or be weakly typed.
+  new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
+  return new, _metrics(new, problem, worth, directions)
+
+
 def step(
   key: Array,
   state: State,
@@ -407,69 +522,64 @@ def step(
     batch_size: candidates evaluated at once, see `evaluate`.
 
   Raises:
-    InputError: the utility is unknown or not for so many objectives, or a
-      species was made for another population size.
+    InputError: as for `ask` and `tell`.
   """
-  _check_utility(utility, problem.ideal.shape[0])
-  key = jax.random.fold_in(key, state.generation)
-  ask_key, rank_key, tell_key, seen_key = jax.random.split(key, 4)
-  count = len(species)
-  places = state.population.species.shape[0]
-  directions = pareto.reference_directions(problem.ideal.shape[0], partitions)
+  asked = ask(key, state, problem, species, screen=screen)
+  return tell(
+    key,
+    state,
+    problem,
+    species,
+    asked,
+    evaluate(problem, asked.choices, batch_size),
+    exploration=exploration,
+    utility=utility,
+    partitions=partitions,
+  )
 
-  offspring, states = _breed(
-    ask_key, state, problem, species, screen, batch_size
-  )
-  evaluations = state.evaluations + jax.ops.segment_sum(
-    jnp.ones(places, jnp.int32), offspring.population.species, count
-  )
-  pool = jax.tree.map(
-    lambda a, b: jnp.concatenate([a, b]),
-    state.population,
-    offspring.population,
-  )
-  valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
-  choices = _narrow(problem, pool.choices)
-  member = valid & ~pareto.duplicated(choices, valid)
 
-  scaled = scale_objectives(problem, pool.objectives)
-  front = pareto.nondominated_rank(scaled, member)  # unused by R2, so dropped
-  worth = _utility(
-    utility, scaled, pool.species, count, directions, member, front
-  )
-  sizes = allocate(worth, evaluations, places, exploration)
+def compile_step(
+  key: Array,
+  state: State,
+  problem: Problem,
+  species: tuple[Species, ...],
+  *,
+  batch_size: int | None = None,
+  **options,
+) -> tuple[Callable[[State], tuple[State, dict]], jax.stages.Compiled]:
+  """A generation in three programs, of which one is for the problem's mesh.
 
-  order = pareto.nsga3_order(rank_key, scaled, directions, member)
-  rank = jnp.zeros(2 * places).at[order].set(jnp.arange(2.0 * places))
-  # A repeated row cannot live on, but its species learns that it did badly.
-  rank = jnp.where(valid, rank, jnp.inf)
+  Candidates are scored on the mesh. To ask and to tell are programs for one
+  device of each process, the same ones whatever the mesh: for another number of
+  devices XLA compiles to other roundings, and the search would go another way.
 
-  population, kept_rank, source = _survive(
-    jnp.where(member, rank, jnp.inf), pool, offspring, sizes
+  Args:
+    key: of the run.
+    state: from `init`.
+    problem: what is searched.
+    species: the tuple that `init` was given.
+    batch_size: candidates evaluated at once, see `evaluate`.
+    **options: of `tell`.
+
+  Returns:
+    What makes of a state the next, and metrics; the program that evaluates.
+  """
+  mesh, apart = problem.mesh, problem.replace(data=None, mesh=None)
+  place = lambda x: devices.place(x, mesh, PartitionSpec())
+  asks = jax.jit(functools.partial(ask, key, species=species))
+  asks = asks.lower(state, problem=apart)
+  scores = functools.partial(evaluate, batch_size=batch_size)
+  scores = devices.jit(scores, mesh)
+  scores = scores.lower(problem, place(state.population.choices))
+  tells = jax.jit(functools.partial(tell, key, species=species, **options))
+  tells = tells.lower(
+    state, apart, asked=asks.out_info, objectives=state.population.objectives
   )
-  seen = surrogate.remember(seen_key, state.seen, offspring.population)
-  learned, belief = None, state.belief
-  if problem.estimate is not None:
-    learned = surrogate.learn(problem, seen)
-    belief = surrogate.believe(learned)
-  feedback = _feedback(
-    count, population, kept_rank, source, offspring, rank[places:], learned
-  )
-  keys = jax.random.split(tell_key, count)
-  told = (
-    one.tell(*rest)
-    for one, *rest in zip(species, keys, states, feedback, strict=True)
-  )
-  new = State(
-    generation=state.generation + 1,
-    population=population,
-    archive=pareto.archive_insert(state.archive, offspring.population),
-    species=tuple(told),
-    evaluations=evaluations,
-    failures=state.failures + offspring.failures,
-    seen=seen,
-    belief=belief,
-  )
-  # One trace for a whole run: no leaf may change its type or be weakly typed.
-  new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
-  return new, _metrics(new, problem, worth, directions)
+  asks, scores, tells = asks.compile(), scores.compile(), tells.compile()
+
+  def advance(state):
+    asked = asks(state, problem=apart)
+    objectives = np.asarray(scores(problem, place(asked.choices)), np.float32)
+    return tells(state, apart, asked=asked, objectives=objectives)
+
+  return advance, scores

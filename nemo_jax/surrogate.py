@@ -260,7 +260,7 @@ def turns(
     count: how many are chosen at most.
   """
   ideal, span = problem.ideal, problem.reference - problem.ideal
-  costs = jax.vmap(problem.costs, in_axes=(None, 0))(problem.data, proposals)
+  costs = jax.vmap(problem.costs)(proposals)
   points = ideal[1:] + span[1:] * _points(key, POINTS, costs.shape[1])
   within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
   # What is attained within the costs of each point; [T].

@@ -1,6 +1,5 @@
 """A small search on some of the devices of this process, for test_devices."""
 
-import functools
 import json
 
 import flax.linen as nn
@@ -39,13 +38,10 @@ def find_front(mesh) -> dict:
     sensitivities=draw.random((4, 1)) / 4.0 ** np.arange(2, 9),
   )
   species = (lagrangian.make(problem, 10),)
-  init = lambda problem: nemo.init(jax.random.key(1), problem, species, 10)
-  state = devices.jit(init, mesh)(problem)
-  step = devices.jit(
-    functools.partial(nemo.step, jax.random.key(2), species=species), mesh
-  )
+  state = nemo.init(jax.random.key(1), problem, species, 10)
+  step, _ = nemo.compile_step(jax.random.key(2), state, problem, species)
   for _ in range(4):
-    state, _ = step(state, problem=problem)
+    state, _ = step(state)
   accuracy = mixed_precision.accuracy(
     quantized,
     variables,

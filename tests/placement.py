@@ -6,6 +6,7 @@ ones beyond their capacity is overflow. A tensor that is written at run time
 cannot be in flash, and a large one not in SRAM.
 """
 
+import functools
 import itertools
 
 import jax
@@ -102,21 +103,23 @@ def placement_problem(nodes: int = 12) -> nemo_jax.Problem:
     n_edge=np.array([nodes - 1], np.int32),
     globals=None,
   )
+  values = {
+    'sizes': sizes,
+    'bandwidth': BANDWIDTH,
+    'energy': ENERGY,
+    'capacity': capacity,
+  }
+  data = jax.tree.map(jnp.asarray, values)
   return nemo_jax.Problem(
     graph=graph,
-    data={
-      'sizes': jnp.asarray(sizes),
-      'bandwidth': jnp.asarray(BANDWIDTH),
-      'energy': jnp.asarray(ENERGY),
-      'capacity': jnp.asarray(capacity),
-    },
+    data=data,
     allowed=jnp.asarray(allowed),
     ideal=jnp.array(ideal, jnp.float32),
     reference=jnp.array(reference, jnp.float32),
     evaluate=evaluate,
     objective_names=OBJECTIVES,
     estimate=additive_estimate(sizes),
-    costs=costs,
+    costs=functools.partial(costs, data),
   )
 
 

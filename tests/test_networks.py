@@ -310,8 +310,7 @@ def test_every_pooling_keeps_the_better_half(graph):
     score = np.where(kept, scores[f'score_{level}'], -np.inf)
     count = -(-kept.sum() // 2)
     kept = np.any(np.abs(nodes) > 1e-6, axis=1)
-    assert kept.sum() == count
-    assert score[kept].min() >= np.max(score[~kept], initial=-np.inf)
+    np.testing.assert_array_equal(kept, score >= np.sort(score)[-count])
 
 
 class Kept(nn.Module):
@@ -327,7 +326,16 @@ class Sparse(nn.Module):
 
   @nn.compact
   def __call__(self, graph):
-    return networks._convolve(graph, HIDDEN, 'convolution').nodes
+    layer = nn.Dense(HIDDEN, name='convolution')
+    return jraph.GraphConvolution(layer)(graph).nodes
+
+
+class Shared(nn.Module):
+  """The same, of features that all networks share."""
+
+  @nn.compact
+  def __call__(self, graph):
+    return networks.Convolution(HIDDEN, name='convolution')(graph)
 
 
 @pytest.mark.parametrize('graph', GRAPHS)
@@ -337,6 +345,12 @@ def test_convolutions_by_matrix_and_by_edges_are_the_same(graph):
   sums, count = networks.sums_within(ready, 1), len(ready.nodes)
   np.testing.assert_allclose(
     Kept().apply(weights, sums, np.ones(count), ready.nodes),
+    Sparse().apply(weights, ready),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  np.testing.assert_allclose(
+    Shared().apply(weights, ready),
     Sparse().apply(weights, ready),
     rtol=1e-5,
     atol=1e-6,
@@ -352,3 +366,33 @@ def test_convolutions_by_matrix_and_by_edges_are_the_same(graph):
   )
   np.testing.assert_allclose(one[rows], alone, rtol=1e-5, atol=1e-6)
   assert not np.any(np.delete(one, rows, axis=0))
+
+
+def test_globals_are_inputs_at_every_node():
+  ready, _ = compiled('gcn', 'branched')
+  seen = np.array([0.5, -2.0, 3.0], np.float32)
+  everywhere = np.tile(seen, (len(ready.nodes), 1))
+  wide = np.concatenate([ready.nodes, everywhere], axis=1)
+  weights = Sparse().init(jax.random.key(0), ready._replace(nodes=wide))
+  weights['params']['convolution']['bias'] += 0.3
+  np.testing.assert_allclose(
+    Shared().apply(weights, ready._replace(globals=seen)),
+    Sparse().apply(weights, ready._replace(nodes=wide)),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+SCORES = st.one_of(
+  st.floats(width=32, allow_nan=False),
+  st.sampled_from([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf]),
+)
+
+
+@by_example
+@given(st.lists(SCORES, min_size=1, max_size=20), st.data())
+def test_the_best_are_no_worse_than_the_last_that_is_wanted(scores, data):
+  scores = np.array(scores, np.float32)
+  count = data.draw(st.integers(1, len(scores)))
+  least = np.sort(scores)[-count]
+  np.testing.assert_array_equal(networks._best(scores, count), scores >= least)
