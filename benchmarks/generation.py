@@ -72,8 +72,14 @@ def run() -> None:
   )
   for _ in range(WARM_UP):
     state, _ = step(state)
-  contestants['generation'] = lambda: jax.block_until_ready(step(state))
-  for (name, one), own in zip(team.items(), state.species, strict=True):
+  private = jax.tree.map(jnp.copy, state.species)
+
+  def generation():
+    nonlocal state
+    state, _ = jax.block_until_ready(step(state))
+
+  contestants['generation'] = generation
+  for (name, one), own in zip(team.items(), private, strict=True):
     ask = jax.jit(one.ask)
     contestants[f'{name} proposes'] = lambda ask=ask, own=own: (
       jax.block_until_ready(ask(key, own))

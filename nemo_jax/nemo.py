@@ -11,7 +11,7 @@ each species fills its size with its own best.
 
 Or with candidates scored elsewhere, by whatever can score them:
 
-  asked = nemo.ask(key, state, problem, species)
+  asked, state = nemo.ask(key, state, problem, species)
   objectives = ...  # [P, M], of asked.choices [P, N]
   state, metrics = nemo.tell(key, state, problem, species, asked, objectives)
 
@@ -84,7 +84,7 @@ def init(
   shares = jnp.full(len(species), 1 / len(species))
   owners = _owners(_apportion(shares, population_size), population_size)
   keys = jax.random.split(key, len(species))
-  return State(
+  state = State(
     generation=jnp.zeros((), jnp.int32),
     population=pareto.empty_population(
       population_size, nodes, objectives
@@ -96,6 +96,8 @@ def init(
     seen=pareto.empty_population(surrogate.MEMORY, nodes, objectives),
     belief=surrogate.nothing(problem),
   )
+  # No two leaves share a buffer, so that a state can be donated.
+  return jax.tree.map(jnp.copy, state)
 
 
 def _apportion(shares: Array, places: int, least: int = 2) -> Array:
@@ -157,7 +159,6 @@ class Asked:
   row: Array  # [P] int32, the row of `proposed` behind each
   proposed: Array  # [R, N], rows of a species together, in few bytes
   queue: Array  # [R] int32, the same rows in order of preference
-  species: tuple[Any, ...]  # the private states after asking
   # How many rows of `proposed` are of each species.
   counts: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
@@ -237,8 +238,8 @@ def ask(
   species: tuple[Species, ...],
   *,
   screen: bool = True,
-) -> Asked:
-  """The first half of a generation: what to evaluate.
+) -> tuple[Asked, State]:
+  """The first half of a generation: what to evaluate, and the state after it.
 
   Every species proposes P rows or more; about as many as it has places are
   evaluated, first those that a surrogate expects most of, where it `applies`.
@@ -269,7 +270,8 @@ def ask(
     select_key, state, problem, proposed, proposer, start, screen
   )
   choices = proposed[row].astype(jnp.int32)
-  return Asked(choices, proposer[row], row, proposed, queue, states, counts)
+  asked = Asked(choices, proposer[row], row, proposed, queue, counts)
+  return asked, state._replace(species=states)
 
 
 def _survive(rank, pool, asked, sizes):
@@ -415,9 +417,9 @@ def tell(
   """The second half of a generation: the next state, and metrics.
 
   Args:
-    key: that `ask` was given, as are the next three.
-    state: the same.
-    problem: the same.
+    key: that `ask` was given.
+    state: that it returned.
+    problem: that it was given.
     species: the same.
     asked: what it returned.
     objectives: [P, M] of `asked.choices`; NaN anywhere in a row where that
@@ -475,7 +477,7 @@ def tell(
   keys = jax.random.split(tell_key, count)
   told = (
     one.tell(*rest)
-    for one, *rest in zip(species, keys, asked.species, feedback, strict=True)
+    for one, *rest in zip(species, keys, state.species, feedback, strict=True)
   )
   new = State(
     generation=state.generation + 1,
@@ -524,7 +526,7 @@ def step(
   Raises:
     InputError: as for `ask` and `tell`.
   """
-  asked = ask(key, state, problem, species, screen=screen)
+  asked, state = ask(key, state, problem, species, screen=screen)
   return tell(
     key,
     state,
@@ -562,24 +564,32 @@ def compile_step(
     **options: of `tell`.
 
   Returns:
-    What makes of a state the next, and metrics; the program that evaluates.
+    What makes of a state, which it uses up, the next, and metrics; the program
+    that evaluates.
   """
   mesh, apart = problem.mesh, problem.replace(data=None, mesh=None)
   place = lambda x: devices.place(x, mesh, PartitionSpec())
-  asks = jax.jit(functools.partial(ask, key, species=species))
-  asks = asks.lower(state, problem=apart)
+  own = {'donate_argnames': 'state'}
+  asks = jax.jit(functools.partial(ask, key, species=species), **own)
+  asks = asks.lower(state=state, problem=apart)
   scores = functools.partial(evaluate, batch_size=batch_size)
   scores = devices.jit(scores, mesh)
   scores = scores.lower(problem, place(state.population.choices))
-  tells = jax.jit(functools.partial(tell, key, species=species, **options))
-  tells = tells.lower(
-    state, apart, asked=asks.out_info, objectives=state.population.objectives
+  asked, after = asks.out_info
+  tells = functools.partial(tell, key, species=species, **options)
+  tells = jax.jit(tells, **own).lower(
+    state=after,
+    problem=apart,
+    asked=asked,
+    objectives=state.population.objectives,
   )
   asks, scores, tells = asks.compile(), scores.compile(), tells.compile()
 
   def advance(state):
-    asked = asks(state, problem=apart)
+    asked, state = asks(state=state, problem=apart)
     objectives = np.asarray(scores(problem, place(asked.choices)), np.float32)
-    return tells(state, apart, asked=asked, objectives=objectives)
+    return tells(
+      state=state, problem=apart, asked=asked, objectives=objectives
+    )
 
   return advance, scores
