@@ -20,7 +20,7 @@ class Network(nn.Module):
 
 
 def find_front(mesh) -> dict:
-  """The archive after a few generations, and what is scored beside it."""
+  """What a few generations find and believe, and what is scored beside it."""
   draw = np.random.default_rng(0)
   images = draw.normal(size=(13, 8, 8, 3)).astype(np.float32)
   labels = draw.integers(0, 7, 13)
@@ -41,7 +41,7 @@ def find_front(mesh) -> dict:
   state = nemo.init(jax.random.key(1), problem, species, 10)
   step, _ = nemo.compile_step(jax.random.key(2), state, problem, species)
   for _ in range(4):
-    state, _ = step(state)
+    state, metrics = step(state)
   accuracy = mixed_precision.accuracy(
     quantized,
     variables,
@@ -51,8 +51,8 @@ def find_front(mesh) -> dict:
     images_at_once=2,
     mesh=mesh,
   )
-  archive = jax.tree.map(lambda x: np.asarray(x).tolist(), state.archive)
-  return archive._asdict() | {
+  decided = state.archive._asdict() | state.belief._asdict() | metrics
+  return jax.tree.map(lambda x: np.asarray(x).tolist(), decided) | {
     'float': mixed_precision.float_objectives(problem, len(images)),
     'accuracy': accuracy.tolist(),
   }

@@ -448,3 +448,54 @@ def test_the_step_finds_the_exact_front_of_a_small_problem():
   best = nemo.hypervolume(small, jnp.asarray(truth, jnp.float32))
   assert measured['hypervolume'] > 0.99 * best
   assert measured['hypervolume'] < best + 1e-5
+
+
+def assert_same(state, other):
+  np.testing.assert_array_equal(state.archive.choices, other.archive.choices)
+  np.testing.assert_array_equal(
+    state.population.choices, other.population.choices
+  )
+  np.testing.assert_allclose(
+    state.archive.objectives, other.archive.objectives, rtol=1e-6
+  )
+
+
+def test_what_is_scored_elsewhere_is_a_step(plain):
+  team = tuple(diarist(plain, seed=seed)[0] for seed in range(2))
+  key, blind = jax.random.key(3), plain.replace(data=None)
+  state = one = nemo.init(jax.random.key(0), plain, team, SIZE)
+  ask = jax.jit(nemo.ask, static_argnames='species')
+  tell = jax.jit(nemo.tell, static_argnames='species')
+  for _ in range(3):
+    one, expected = step(key, one, plain, team)
+    asked, state = ask(key, state, blind, team)
+    rows = [plain.evaluate(plain.data, row) for row in asked.choices]
+    state, metrics = tell(key, state, blind, team, asked, np.stack(rows))
+    assert_same(state, one)
+    np.testing.assert_allclose(metrics['r2'], expected['r2'], rtol=1e-5)
+
+
+def test_a_compiled_step_is_a_step_and_uses_up_its_state(plain):
+  team = tuple(diarist(plain, seed=seed)[0] for seed in range(2))
+  sick = plain.replace(
+    evaluate=lambda data, row: jnp.where(
+      row[0] == 1, jnp.nan, plain.evaluate(data, row)
+    )
+  )
+  key = jax.random.key(3)
+  state = nemo.init(jax.random.key(0), sick, team, SIZE)
+  expected, _ = step(key, state, sick, team)
+  advance, program = nemo.compile_step(key, state, sick, team)
+  assert program.memory_analysis().output_size_in_bytes > 0
+  found, _ = advance(state)
+  assert state.population.choices.is_deleted()
+  assert found.failures == expected.failures > 0
+  assert_same(found, expected)
+
+
+def test_no_two_leaves_of_a_new_state_share_a_buffer(problem, team):
+  """Or it could not be donated."""
+  state = nemo.init(jax.random.key(0), problem, team, SIZE)
+  leaves = [x for x in jax.tree.leaves(state) if x.size]
+  pointers = {x.unsafe_buffer_pointer() for x in leaves}
+  assert len(pointers) == len(leaves)
