@@ -588,8 +588,6 @@ def compile_step(
   def advance(state):
     asked, state = asks(state=state, problem=apart)
     objectives = np.asarray(scores(problem, place(asked.choices)), np.float32)
-    return tells(
-      state=state, problem=apart, asked=asked, objectives=objectives
-    )
+    return tells(state=state, problem=apart, asked=asked, objectives=objectives)
 
   return advance, scores
