@@ -162,10 +162,10 @@ class Asked:
   # How many rows of `proposed` are of each species.
   counts: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
-  @property
-  def start(self) -> np.ndarray:
-    """int[S]: the first row of each species."""
-    return np.cumsum([0, *self.counts[:-1]])
+
+def _starts(counts: tuple[int, ...]) -> np.ndarray:
+  """int[S]: the first row of each species, of so many rows each."""
+  return np.cumsum([0, *counts[:-1]])
 
 
 def _narrow(problem: Problem, choices: Array) -> Array:
@@ -264,7 +264,7 @@ def ask(
       f'{places}'
     )
   proposed = jnp.concatenate([_narrow(problem, x) for x in asked])
-  start = np.cumsum([0, *counts[:-1]])
+  start = _starts(counts)
   proposer = jnp.asarray(np.repeat(np.arange(len(species)), counts), jnp.int32)
   queue, row = _select(
     select_key, state, problem, proposed, proposer, start, screen
@@ -298,7 +298,7 @@ def _survive(rank, pool, asked, sizes):
   evaluated = jax.ops.segment_sum(
     jnp.ones(places, jnp.int32), asked.proposer, count
   )
-  start = jnp.asarray(asked.start)[owners]
+  start = jnp.asarray(_starts(asked.counts))[owners]
   spare = evaluated[owners] + place - members[owners]
   last = jnp.asarray(asked.counts)[owners] - 1
   spare = asked.queue[start + jnp.clip(spare, 0, last)]
@@ -320,7 +320,7 @@ def _feedback(count, population, kept_rank, source, asked, rank, learned):
   """What each species learns; `rank` is that of the offspring."""
   fitness = jnp.full(len(asked.proposed), jnp.inf)
   fitness = fitness.at[asked.row].set(rank)
-  fitness = jnp.split(fitness, asked.start[1:])
+  fitness = jnp.split(fitness, _starts(asked.counts)[1:])
   return [
     Feedback(
       population,
@@ -429,9 +429,16 @@ def tell(
     partitions: of the reference directions.
 
   Raises:
-    InputError: the utility is unknown or not for so many objectives.
+    InputError: the utility is unknown or not for so many objectives, or these
+      are not of the shape that was asked for.
   """
   _check_utility(utility, problem.ideal.shape[0])
+  wanted = len(asked.choices), problem.ideal.shape[0]
+  if jnp.shape(objectives) != wanted:
+    raise InputError(
+      f'objectives have shape {jnp.shape(objectives)}; what was asked for has '
+      f'{wanted}'
+    )
   _, rank_key, tell_key, seen_key = _keys(key, state)
   count = len(species)
   places = state.population.species.shape[0]
@@ -569,15 +576,15 @@ def compile_step(
   """
   mesh, apart = problem.mesh, problem.replace(data=None, mesh=None)
   place = lambda x: devices.place(x, mesh, PartitionSpec())
-  own = {'donate_argnames': 'state'}
-  asks = jax.jit(functools.partial(ask, key, species=species), **own)
+  donated = {'donate_argnames': 'state'}
+  asks = jax.jit(functools.partial(ask, key, species=species), **donated)
   asks = asks.lower(state=state, problem=apart)
   scores = functools.partial(evaluate, batch_size=batch_size)
   scores = devices.jit(scores, mesh)
   scores = scores.lower(problem, place(state.population.choices))
   asked, after = asks.out_info
   tells = functools.partial(tell, key, species=species, **options)
-  tells = jax.jit(tells, **own).lower(
+  tells = jax.jit(tells, **donated).lower(
     state=after,
     problem=apart,
     asked=asked,

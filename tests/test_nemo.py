@@ -475,6 +475,15 @@ def test_what_is_scored_elsewhere_is_a_step(plain):
     np.testing.assert_allclose(metrics['r2'], expected['r2'], rtol=1e-5)
 
 
+def test_objectives_of_another_shape_are_refused(plain):
+  team, key = (diarist(plain)[0],), jax.random.key(3)
+  state = nemo.init(jax.random.key(0), plain, team, SIZE)
+  ask = jax.jit(nemo.ask, static_argnames='species')
+  asked, state = ask(key, state, plain, team)
+  with pytest.raises(nemo.InputError, match=r'shape \(1, 3\); what was asked'):
+    nemo.tell(key, state, plain, team, asked, np.zeros((1, 3)))
+
+
 def test_a_compiled_step_is_a_step_and_uses_up_its_state(plain):
   team = tuple(diarist(plain, seed=seed)[0] for seed in range(2))
   sick = plain.replace(
