@@ -25,6 +25,7 @@ from nemo_jax import (
   ablations,
   arena,
   baselines,
+  files,
   mixed_precision,
   nemo,
   report,
@@ -202,7 +203,7 @@ def run() -> None:
   )
   runs.check_flags(folder, started_with)
   workload = options.load_workload()
-  started_with['weights_digest'] = runs.digest(workload.variables)[:12]
+  started_with['weights_digest'] = files.digest(workload.variables)[:12]
   runs.check_flags(folder, started_with)
   quantized = options.quantize_workload(workload)
   problem, unseen = make_problems(workload, quantized)
@@ -223,7 +224,7 @@ def run() -> None:
       m: {s: results[m][s] for s in FLAGS.seeds} for m in FLAGS.methods
     }
     summary = arena.summarise(results, FLAGS.methods, FLAGS.seeds)
-    runs.write_text(folder / 'summary.json', json.dumps(summary, indent=1))
+    files.write_text(folder / 'summary.json', json.dumps(summary, indent=1))
     print(f'\n{workload.name}, {FLAGS.budget} evaluations\n')
     print(report.compare_table(summary))
     for path in report.plot_compare(
@@ -269,7 +270,7 @@ def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
         # What was not used counts as done.
         bar.update(FLAGS.budget - (bar.n - before))
         results.setdefault(method, {})[seed] = cell
-        runs.write_text(path, json.dumps(results) + '\n')
+        files.write_text(path, json.dumps(results) + '\n')
       # Linux lets a process map 65,530 pieces of memory; a program of a large
       # network takes thousands, and a failed map ends the process.
       jax.clear_caches()

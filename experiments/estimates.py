@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from nemo_jax import __version__, devices, runs, workloads
+from nemo_jax import __version__, devices, files, workloads
 from nemo_jax.base import InputError
 from nemo_jax.quantization import sensitivity
 
@@ -36,7 +36,7 @@ def sensitivities(workload: workloads.Workload, quantized, widths):
   settings = np.frombuffer(repr(settings).encode(), np.uint8)
   key = workload.variables, images, labels, quantized.bank, settings
   folder = pathlib.Path(FLAGS.cache) / 'sensitivities'
-  path = folder / f'{runs.digest(key)[:32]}.npy'
+  path = folder / f'{files.digest(key)[:32]}.npy'
   if path.exists():
     try:
       return np.load(path, allow_pickle=False)

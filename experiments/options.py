@@ -10,6 +10,7 @@ from absl import flags
 
 from nemo_jax import (
   __version__,
+  files,
   memory,
   quantize,
   runs,
@@ -177,7 +178,7 @@ def quantize_workload(workload: workloads.Workload):
   images = workload.calibration.images
   settings = __version__, sorted(FLAGS.reconstruct), quantized.sites
   settings = np.frombuffer(repr(settings).encode(), np.uint8)
-  key = runs.digest((workload.variables, images, quantized.bank, settings))
+  key = files.digest((workload.variables, images, quantized.bank, settings))
   path = pathlib.Path(FLAGS.cache) / 'banks' / f'{key[:32]}.npz'
   if path.exists():
     quantized = quantized.with_bank(bank_lib.load(path))

@@ -19,7 +19,7 @@ from absl import flags
 
 from experiments import cluster, estimates, options
 from experiments.launch import launch
-from nemo_jax import devices, mixed_precision, nemo, report, runs
+from nemo_jax import devices, files, mixed_precision, nemo, report, runs
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
 from nemo_jax.evaluate import candidates_at_once, evaluate
@@ -281,7 +281,7 @@ def run() -> None:
   mesh = devices.make_mesh(FLAGS.image_devices)
   workload = options.load_workload()
   # Weights that were trained anew would make it another search.
-  started_with['weights_digest'] = runs.digest(workload.variables)[:12]
+  started_with['weights_digest'] = files.digest(workload.variables)[:12]
   runs.check_flags(workdir(), started_with)
   with stage('calibrating the quantizers'):
     quantized = options.quantize_workload(workload)
@@ -293,7 +293,7 @@ def run() -> None:
     if FLAGS.species != ['paper']:
       known = estimates.sensitivities(workload, quantized, widths)
       # Others would make it another search, too.
-      started_with['sensitivities_digest'] = runs.digest(known)[:12]
+      started_with['sensitivities_digest'] = files.digest(known)[:12]
       runs.check_flags(workdir(), started_with)
     problem = mixed_precision.make_problem(
       quantized,
@@ -318,7 +318,7 @@ def run() -> None:
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )
   own = workload.variables, workload.search, quantized.bank, known
-  devices.check_equal(runs.digest(own), 'weights, images or sensitivities')
+  devices.check_equal(files.digest(own), 'weights, images or sensitivities')
   made = (make(problem, FLAGS.population) for make in builders.values())
   species = tuple(made)
   with contextlib.ExitStack() as stack:

@@ -8,7 +8,6 @@ front.json      the result, when the run has ended
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -21,20 +20,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import nemo_jax
+from nemo_jax import files
 from nemo_jax.base import InputError, PyTree
 
 FRONT_VERSION = 1
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a file such that a kill leaves the old content or the new."""
-  path = pathlib.Path(path)
-  draft = path.with_name(f'.{path.name}.draft')
-  with open(draft, 'w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(draft, path)
 
 
 def _plain(value: Any) -> Any:
@@ -48,9 +37,7 @@ def _plain(value: Any) -> Any:
 
 def check_folder(path: str | os.PathLike) -> None:
   """Raises `InputError` unless the folder is there or can be made."""
-  if not str(path):
-    raise InputError('the name of a folder is empty')
-  path = pathlib.Path(path).absolute()
+  path = files.local(path).absolute()
   there = next(p for p in (path, *path.parents) if p.exists())
   if not there.is_dir() or not os.access(there, os.W_OK):
     raise InputError(f'cannot use {path}: {there} is no folder to write to')
@@ -108,7 +95,7 @@ def write_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
   """Starts a run's folder; from now on it takes no other flags."""
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   text = json.dumps(flags, indent=2, sort_keys=True) + '\n'
-  write_text(pathlib.Path(workdir) / 'flags.json', text)
+  files.write_text(pathlib.Path(workdir) / 'flags.json', text)
 
 
 def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
@@ -130,16 +117,6 @@ def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
   )
 
 
-def digest(tree: PyTree) -> str:
-  """SHA-256 over the leaves of a tree: their shapes, types and bytes."""
-  sha = hashlib.sha256()
-  for leaf in jax.tree.leaves(tree):
-    array = np.asarray(leaf)
-    sha.update(f'{array.shape}{array.dtype}'.encode())
-    sha.update(np.ascontiguousarray(array).tobytes())
-  return sha.hexdigest()
-
-
 def save(
   checkpoints: ocp.CheckpointManager, generation: int, state: PyTree
 ) -> None:
@@ -149,7 +126,7 @@ def save(
     generation,
     args=ocp.args.Composite(
       leaves=ocp.args.StandardSave(leaves),
-      digest=ocp.args.JsonSave({'sha256': digest(leaves)}),
+      digest=ocp.args.JsonSave({'sha256': files.digest(leaves)}),
     ),
   )
 
@@ -167,7 +144,7 @@ def _read(checkpoints, generation: int, state: PyTree) -> PyTree:
     )
   except Exception as error:  # orbax and tensorstore raise many kinds
     raise ValueError(str(error).strip().splitlines()[0][:200]) from error
-  if digest(stored.leaves) != stored.digest['sha256']:
+  if files.digest(stored.leaves) != stored.digest['sha256']:
     raise ValueError('its content does not match its checksum')
   return jax.tree.unflatten(treedef, stored.leaves)
 
@@ -232,7 +209,7 @@ def rewind_metrics(workdir: str | os.PathLike, generation: int) -> None:
   """Forgets the lines of later generations, which will be written again."""
   kept = [m for m in read_metrics(workdir) if m['generation'] <= generation]
   text = ''.join(json.dumps(line) + '\n' for line in kept)
-  write_text(pathlib.Path(workdir) / 'metrics.jsonl', text)
+  files.write_text(pathlib.Path(workdir) / 'metrics.jsonl', text)
 
 
 def evolve(
@@ -272,7 +249,7 @@ def write_front(workdir: str | os.PathLike, front: dict[str, Any]) -> None:
   }
   content = {'version': FRONT_VERSION, 'versions': versions} | front
   text = json.dumps(content, indent=1, default=_plain) + '\n'
-  write_text(pathlib.Path(workdir) / 'front.json', text)
+  files.write_text(pathlib.Path(workdir) / 'front.json', text)
 
 
 def read_front(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the ground to the roof: a module imports only from floors below its own.
 FLOORS = [
   ['base'],
-  ['devices'],
+  ['devices', 'files'],
   ['evaluate'],
   [
     'blocks',

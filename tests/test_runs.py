@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, runs
+from nemo_jax import InputError, files, runs
 
 
 class State(NamedTuple):
@@ -168,8 +168,8 @@ def test_a_front_of_another_version_or_none_is_refused(tmp_path):
 
 
 def test_writing_leaves_nothing_beside_the_file(tmp_path):
-  runs.write_text(tmp_path / 'a.json', 'one')
-  runs.write_text(tmp_path / 'a.json', 'two')
+  files.write_text(tmp_path / 'a.json', 'one')
+  files.write_text(tmp_path / 'a.json', 'two')
   assert [p.name for p in tmp_path.iterdir()] == ['a.json']
   assert (tmp_path / 'a.json').read_text() == 'two'
 
