@@ -103,7 +103,9 @@ def torch_peer(workload: workloads.Workload) -> Peer:
     raise InputError(f'{path} does not fit: {", ".join([*missing, *extra])}')
   plain = plain.to(memory_format=torch.channels_last)
   model = torch_quantization.fake_quantized(copy.deepcopy(plain))
-  as_tensor = lambda images: torch.from_numpy(images).permute(0, 3, 1, 2)
+  as_tensor = lambda images: torch.tensor(np.asarray(images)).permute(
+    0, 3, 1, 2
+  )
   parts = batches(workload.calibration.images, 'torch')
   torch_quantization.calibrate(model, map(as_tensor, parts))
   layers = torch_quantization.layers(model)

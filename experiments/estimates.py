@@ -32,7 +32,13 @@ def sensitivities(workload: workloads.Workload, quantized, widths):
   if method == 'none':
     return None
   images, labels = workload.calibration
-  settings = __version__, method, tuple(widths), quantized.sites, FLAGS.lowering
+  settings = (
+    __version__,
+    method,
+    tuple(widths),
+    quantized.analysis.sites,
+    FLAGS.lowering,
+  )
   settings = np.frombuffer(repr(settings).encode(), np.uint8)
   key = workload.variables, images, labels, quantized.bank, settings
   folder = pathlib.Path(FLAGS.cache) / 'sensitivities'

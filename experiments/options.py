@@ -176,7 +176,7 @@ def quantize_workload(workload: workloads.Workload):
   if not FLAGS.reconstruct:
     return quantized
   images = workload.calibration.images
-  settings = __version__, sorted(FLAGS.reconstruct), quantized.sites
+  settings = __version__, sorted(FLAGS.reconstruct), quantized.analysis.sites
   settings = np.frombuffer(repr(settings).encode(), np.uint8)
   key = files.digest((workload.variables, images, quantized.bank, settings))
   path = pathlib.Path(FLAGS.cache) / 'banks' / f'{key[:32]}.npz'

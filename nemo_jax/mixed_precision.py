@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec
 from nemo_jax import devices, memory
 from nemo_jax.base import Array, InputError, Problem, PyTree
 from nemo_jax.evaluate import in_chunks
-from nemo_jax.quantization import calibrate, costs
+from nemo_jax.quantization import calibrate, costs, finite
 from nemo_jax.quantization.analysis import Quantizer
 from nemo_jax.quantization.bank import Bank
 from nemo_jax.quantization.lowering import NARROW_BITS
-from nemo_jax.quantization.transform import Quantized
+from nemo_jax.quantization.transform import Quantized, num_classes
 
 PERFORMANCE = ('top1_error', 'top5_error', 'cross_entropy', 'divergence')
 COSTS = costs.NAMES
@@ -128,6 +128,17 @@ def _check_labels(labels: Array, images: Array, num_classes: int) -> None:
     )
 
 
+def _check_finite(quantized, variables, images, logits) -> None:
+  """Raises `InputError` unless the float network's logits are finite."""
+  bad = np.flatnonzero(~np.isfinite(np.asarray(logits)).all(axis=1))
+  if len(bad):
+    image = jnp.asarray(images[bad[0] : bad[0] + 1])
+    raise InputError(
+      f'the float network is not finite on {len(bad)} of {len(images)} images: '
+      f'{finite.culprit(quantized, variables, image)}'
+    )
+
+
 def _check_allowed(allowed: Array, shape: tuple[int, int]) -> None:
   """Raises `InputError` unless every node of `shape` [N, K] has a choice."""
   if jnp.shape(allowed) != shape:
@@ -174,16 +185,18 @@ def make_problem(
 
   Raises:
     InputError: an objective is unknown or repeated, the bit-widths are not
-      ascending whole numbers from 2 to 16, or the sensitivities do not fit.
+      ascending whole numbers from 2 to 16, the sensitivities do not fit, or the
+      network returns no logits [B, C] or such as are not finite.
   """
   check_options(objectives, bit_widths)
   widths = tuple(bit_widths)
   if not len(images):
     raise InputError('make_problem needs at least one image')
+  classes = num_classes(quantized)
+  _check_labels(labels, images, classes)
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
   logits = float_logits(quantized, variables, images, chunk)
-  classes = logits.shape[-1]
-  _check_labels(labels, images, classes)
+  _check_finite(quantized, variables, images, logits)
   by_image = PartitionSpec(devices.IMAGE)
   specs = Data(*[PartitionSpec()] * len(Data._fields))._replace(
     images=by_image, labels=by_image, logits=by_image
@@ -361,7 +374,8 @@ def accuracy(
     mesh: devices that share the images.
 
   Raises:
-    InputError: there is not a class for each image.
+    InputError: there is not a class for each image, or the network returns no
+      logits.
   """
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
 
@@ -386,10 +400,7 @@ def accuracy(
       )
     return devices.jit(score, mesh)
 
-  shape = jax.eval_shape(
-    quantized.apply, variables, jnp.asarray(images[:1]), bits[0]
-  )
-  _check_labels(labels, images, shape.shape[-1])
+  _check_labels(labels, images, num_classes(quantized))
   own = devices.place((variables, quantized.bank), mesh, whole)
   shares = mesh.size if mesh is not None else 1
   counts = np.zeros((len(bits), 2), np.int64)

@@ -133,7 +133,7 @@ def test_macs_of_a_batched_product_are_those_counted_by_hand(
 
 SIZES = {'conv': 3 * 3 * 2 * 4, 'left': 64 * 3, 'tied': 3 * 3}
 MACS = {'conv': 4 * 4 * 72, 'left': 64 * 3, 'tied': 9}
-PLAIN = 4 + 3 + 5  # biases, and a variable that nothing uses
+PLAIN = 4 + 3  # biases; a variable that nothing reads is not stored
 
 
 def network(v, x):

@@ -162,7 +162,7 @@ def step(case, name, width):
   bank, value = case.quantized.bank, operand(case, name)
   rows = 1 if name in case.variables else len(value)
   index = case.names.index(name)
-  site = next(s for s in case.quantized.sites if s.quantizer == index)
+  site = next(s for s in case.quantized.analysis.sites if s.quantizer == index)
   factor = np.asarray(bank.equalizers.get(site, 1), np.float64)
   shift = np.zeros((rows, 0))
   if site in bank.codes:

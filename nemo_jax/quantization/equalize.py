@@ -87,7 +87,7 @@ def free_layers(
   quantized: transform.Quantized, layers: list[Layer]
 ) -> list[Layer]:
   """Those whose input one layer makes, for them alone, and could scale."""
-  sites = [site.quantizer for site in quantized.sites]
+  sites = [site.quantizer for site in quantized.analysis.sites]
   return [
     layer
     for layer in layers

@@ -18,7 +18,7 @@ def by_quantizer(
   quantized: transform.Quantized, layers: list[Layer]
 ) -> dict[int, list[Layer]]:
   """The layers that consume each activation that nothing else consumes."""
-  uses = [site.quantizer for site in quantized.sites]
+  uses = [site.quantizer for site in quantized.analysis.sites]
   found = {}
   for layer in layers:
     found.setdefault(layer.input.quantizer, []).append(layer)

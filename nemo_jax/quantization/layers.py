@@ -86,13 +86,13 @@ def _is_understood(equation: Equation) -> bool:
 
 def find(quantized: transform.Quantized) -> list[Layer]:
   """The layers that are understood, of weights that are used once."""
-  quantizers, by_equation = quantized.quantizers, {}
-  for site in quantized.sites:
-    by_equation.setdefault(site.equation, {})[site.operand] = site
-  uses = [site.quantizer for site in quantized.sites]
+  quantizers, by_operation = quantized.quantizers, {}
+  for site in quantized.analysis.sites:
+    by_operation.setdefault(site.operation, {})[site.operand] = site
+  uses = [site.quantizer for site in quantized.analysis.sites]
   layers = []
-  for index, operands in by_equation.items():
-    equation = quantized.program.equations[index]
+  for name, operands in by_operation.items():
+    equation = quantized.program.equations[quantized.analysis.places[name]]
     if set(operands) != {0, 1} or not _is_understood(equation):
       continue
     weight = quantizers[operands[1].quantizer]

@@ -1,12 +1,13 @@
 """A traced JAX function as a flat list of equations that can be intercepted."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.extend as jex
 import numpy as np
+from jax.interpreters import partial_eval
 
 MATRIX_PRODUCTS = ('conv_general_dilated', 'dot_general')
 
@@ -57,18 +58,30 @@ def sub_jaxprs(eqn: jex.core.JaxprEqn) -> list[jex.core.Jaxpr]:
   return found
 
 
-def matrix_products(eqn: jex.core.JaxprEqn) -> list[str]:
-  """Names of the floating-point matrix products in an equation, at any depth.
+def _is_product(eqn: jex.core.JaxprEqn) -> bool:
+  """Whether it is a sum of products, and not products alone."""
+  if not {'dot', 'conv'} & set(eqn.primitive.name.split('_')):
+    return False
+  if eqn.primitive.name != 'dot_general':
+    return True
+  (contracted, _), _ = eqn.params['dimension_numbers']
+  return bool(contracted)
 
-  Any primitive with `dot` or `conv` as a word of its name counts, so that a
-  product that is new to this package is noticed rather than passed over.
+
+def matrix_products(eqn: jex.core.JaxprEqn) -> list[str]:
+  """Names of the matrix products in an equation, at any depth.
+
+  Products that sum over no axis, such as outer products, are multiplications
+  and no matrix products. Those of whole numbers are left out. Any other
+  primitive with `dot` or `conv` as a word of its name counts, so that a product
+  that is new to this package is noticed rather than passed over.
   """
   if subs := sub_jaxprs(eqn):
     return [n for s in subs for e in s.eqns for n in matrix_products(e)]
-  name = eqn.primitive.name
-  is_product = {'dot', 'conv'} & set(name.split('_'))
-  is_float = jax.numpy.issubdtype(eqn.outvars[0].aval.dtype, jax.numpy.floating)
-  return [name] if is_product and is_float else []
+  is_inexact = jax.numpy.issubdtype(
+    eqn.outvars[0].aval.dtype, jax.numpy.inexact
+  )
+  return [eqn.primitive.name] if is_inexact and _is_product(eqn) else []
 
 
 def _body(
@@ -128,6 +141,21 @@ def flatten(closed: jex.core.ClosedJaxpr, derivatives: bool = True) -> Program:
   inputs = tuple(new_slot(v.aval) for v in closed.jaxpr.invars)
   outputs = walk(closed.jaxpr, closed.consts, inputs)
   return Program(tuple(equations), constants, inputs, outputs, avals)
+
+
+def trace(function: Callable[..., Any], *arguments) -> tuple[Program, Any]:
+  """The program of a function without dead code, and its outputs' structure.
+
+  Args:
+    function: of pytrees of arrays.
+    *arguments: arrays, or their `jax.ShapeDtypeStruct`.
+  """
+  closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+  # Also within loops, which `flatten` leaves whole.
+  used = [True] * len(closed.jaxpr.outvars)
+  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+  program = flatten(jex.core.ClosedJaxpr(jaxpr, closed.consts))
+  return without_dead_code(program), shapes
 
 
 def is_number(value) -> bool:
@@ -201,16 +229,43 @@ def bind(
   return result if primitive.multiple_results else [result]
 
 
+def read_slots(
+  program: Program, outputs: Sequence[int], cut: Container[tuple[int, int]] = ()
+) -> set[int]:
+  """Slots that have to be known to compute the values in others.
+
+  Args:
+    program: what is run.
+    outputs: slots whose values are wanted; they are among those returned.
+    cut: (place of an equation, operand) that are not read, as something else
+      is put there.
+  """
+  wanted = set(outputs)
+  for place, equation in reversed(list(enumerate(program.equations))):
+    if not wanted.isdisjoint(equation.outputs):
+      operands = enumerate(equation.inputs)
+      wanted |= {slot for i, slot in operands if (place, i) not in cut}
+  return wanted
+
+
 def needed_for(program: Program, slots: Sequence[int]) -> Program:
   """The part of a program that computes the values in some slots."""
-  wanted, equations = set(slots), []
-  for equation in reversed(program.equations):
-    if not wanted.isdisjoint(equation.outputs):
-      wanted |= set(equation.inputs)
-      equations.append(equation)
-  return program._replace(
-    equations=tuple(reversed(equations)), outputs=tuple(slots)
-  )
+  wanted = read_slots(program, slots)
+  equations = [e for e in program.equations if not wanted.isdisjoint(e.outputs)]
+  return program._replace(equations=tuple(equations), outputs=tuple(slots))
+
+
+def without_dead_code(program: Program) -> Program:
+  """The program without what neither its outputs nor its effects need."""
+  effects = [e for e in program.equations if e.eqn.effects]
+  slots = [slot for e in effects for slot in (*e.inputs, *e.outputs)]
+  wanted = read_slots(program, [*program.outputs, *slots])
+  kept = [
+    e
+    for e in program.equations
+    if e.eqn.effects or not wanted.isdisjoint(e.outputs)
+  ]
+  return program._replace(equations=tuple(kept))
 
 
 def run(

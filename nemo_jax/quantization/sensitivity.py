@@ -87,14 +87,15 @@ def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
   return jax.lax.map(one, jnp.asarray(widths)).T
 
 
-def _check(images) -> None:
+def _check(quantized, images) -> None:
+  transform.num_classes(quantized)
   if not len(images):
     raise InputError('sensitivities need at least one image')
 
 
 def _total(of, quantized, variables, images, labels, key, chunk, title):
   """The sum of of(variables, bank, images, labels, key) over chunks."""
-  _check(images)
+  _check(quantized, images)
   of, total = jax.jit(of), None
   starts = range(0, len(images), chunk)
   for i, start in enumerate(
@@ -277,7 +278,7 @@ def measured(
   and `labels` are not used.
   """
   del key, labels
-  _check(images)
+  _check(quantized, images)
   count = len(quantized.quantizers)
 
   @jax.jit

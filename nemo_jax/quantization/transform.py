@@ -13,7 +13,7 @@ import numpy as np
 
 from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.quantization import analysis as analysis_lib
-from nemo_jax.quantization import calibrate, fusion
+from nemo_jax.quantization import calibrate, examples, fusion, tracing
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization import fake_quant as fake_quant_lib
 from nemo_jax.quantization import graph as graph_lib
@@ -32,6 +32,9 @@ class Structure(NamedTuple):
   data_flow_graph: jraph.GraphsTuple  # with the branches
   costs: costs_lib.Costs
   bytes_per_image: int  # of activations alive at once, as traced
+  unread: tuple[str, ...]  # variables that the function never reads
+  fixed: tuple[str, ...]  # products that are no layers: with what is computed
+  outputs: PyTree  # of jax.ShapeDtypeStruct, for one example
 
 
 class Quantized(NamedTuple):
@@ -52,13 +55,39 @@ class Quantized(NamedTuple):
   with_bank: Callable[[Bank], 'Quantized']  # the same with another default
   bank: Bank
   program: program_lib.Program  # as traced for one image
-  sites: tuple[analysis_lib.Site, ...]  # what is quantized in it
+  analysis: analysis_lib.Analysis  # of it
   quantizers: tuple[analysis_lib.Quantizer, ...]  # from here: see Structure
   operations: tuple[operations_lib.Operation, ...]
   sequential_graph: jraph.GraphsTuple
   data_flow_graph: jraph.GraphsTuple
   costs: costs_lib.Costs
   bytes_per_image: int
+  unread: tuple[str, ...]
+  fixed: tuple[str, ...]
+  outputs: PyTree
+
+
+def num_classes(quantized: Quantized) -> int:
+  """C of a network whose outputs are logits [B, C].
+
+  Raises:
+    InputError: its outputs are something else.
+  """
+  outputs = quantized.outputs
+  if not isinstance(outputs, jax.ShapeDtypeStruct):
+    raise InputError(
+      f'outputs are a {type(outputs).__name__}; logits [B, C] are needed, such '
+      'as lambda v, x: apply(v, x)[0]'
+    )
+  is_float = jnp.issubdtype(outputs.dtype, jnp.floating)
+  if len(outputs.shape) != 2 or outputs.shape[0] != 1 or not is_float:
+    shape = ', '.join(map(str, ('B', *outputs.shape[1:])))
+    raise InputError(
+      f'outputs are {outputs.dtype}[{shape}]; logits [B, C] are needed'
+    )
+  if outputs.shape[1] < 2:
+    raise InputError('outputs are of one class; two or more are needed')
+  return outputs.shape[1]
 
 
 @flax.struct.dataclass
@@ -70,27 +99,6 @@ class Encoded:
   shifts: dict[analysis_lib.Site, Array]
   equalizers: dict[analysis_lib.Site, Array]  # see `Bank`
   max_bits: int | None = flax.struct.field(pytree_node=False)
-
-
-class _Trace(NamedTuple):
-  program: program_lib.Program
-  analysis: analysis_lib.Analysis
-  treedef: Any  # of the outputs
-
-
-def _leaf_names(variables: PyTree) -> list[str]:
-  """Paths such as `Conv_0/kernel`; the collection `params` goes unsaid."""
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-  names = [jax.tree_util.keystr(p, simple=True, separator='/') for p in paths]
-  return [n.removeprefix('params/').removesuffix('/value') for n in names]
-
-
-def _trace(apply, variables, images, also) -> _Trace:
-  names = _leaf_names(variables)
-  closed, shapes = jax.make_jaxpr(apply, return_shape=True)(variables, images)
-  program = program_lib.flatten(closed)
-  analysis = analysis_lib.analyze(program, names, images.shape[0], also)
-  return _Trace(program, analysis, jax.tree.structure(shapes))
 
 
 def inspect(
@@ -111,33 +119,35 @@ def inspect(
     weight_scheme: as for `quantize`.
 
   Raises:
-    InputError: an option is unknown, or nothing in the function is
-      quantizable.
+    InputError: an option is unknown, nothing in the function is quantizable,
+      or as for `quantize`.
     NotImplementedError: as for `quantize`.
   """
   _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
   for kind in also:
     _check('an entry of also', kind, operations_lib.OPTIONAL_KINDS)
-  program, analysis, _ = _trace(apply, variables, images, also)
+  one, many = tracing.traces(apply, variables, images, also)
+  analysis = one.analysis
   if not analysis.quantizers:
     raise InputError(
       'nothing to quantize: no convolution or matrix product of the images'
     )
-  leaves = jax.tree.leaves(variables)
-  sizes = [
-    x.size if jnp.issubdtype(x.dtype, jnp.floating) else 0 for x in leaves
-  ]
+  names = tracing.leaf_names(variables)
   return Structure(
     quantizers=analysis.quantizers,
     operations=analysis.operations,
     sequential_graph=graph_lib.sequential_graph(analysis),
     data_flow_graph=graph_lib.data_flow_graph(analysis),
-    costs=costs_lib.count(analysis, sizes, weight_scheme == 'asymmetric'),
-    bytes_per_image=program_lib.peak_bytes(program) // images.shape[0],
+    costs=costs_lib.count(analysis, weight_scheme == 'asymmetric'),
+    bytes_per_image=program_lib.peak_bytes(many.program)
+    // max(images.shape[0], 2),
+    unread=tuple(names[i] for i in analysis.unread),
+    fixed=analysis.fixed,
+    outputs=one.outputs,
   )
 
 
-def _run(trace: _Trace, product, variables, images, visit) -> PyTree:
+def _run(trace: tracing.Trace, product, variables, images, visit) -> PyTree:
   """Runs the program with its quantized operands replaced.
 
   Args:
@@ -148,9 +158,9 @@ def _run(trace: _Trace, product, variables, images, visit) -> PyTree:
     visit: (site, value) -> what to put in its place, the scale by which a
       product of it has to be multiplied, and what is then added or None.
   """
-  sites = {}
-  for site in trace.analysis.sites:
-    outputs = trace.program.equations[site.equation].outputs
+  program, analysis, sites = trace.program, trace.analysis, {}
+  for site in analysis.sites:
+    outputs = program.equations[analysis.places[site.operation]].outputs
     sites.setdefault(outputs, []).append(site)
 
   def execute(equation, operands):
@@ -159,31 +169,34 @@ def _run(trace: _Trace, product, variables, images, visit) -> PyTree:
     operands, scales, shifts = list(operands), [], []
     for site in sites[equation.outputs]:
       value, scale, shift = visit(site, operands[site.operand])
-      operands[site.operand] = value
+      # A weight that is repeated along the batch is kept for one image.
+      shape = program.avals[equation.inputs[site.operand]].shape
+      operands[site.operand] = jnp.broadcast_to(value, shape)
       scales.append((site.operand, scale))
       shifts += [] if shift is None else [(site.operand, shift)]
-    dtype = trace.program.avals[equation.outputs[0]].dtype
+    dtype = program.avals[equation.outputs[0]].dtype
     if equation.name in program_lib.MATRIX_PRODUCTS:
       spread = functools.partial(operations_lib.output_scale, equation)
       out = product(equation, operands) * math.prod(spread(*s) for s in scales)
       out = sum((spread(*s) for s in shifts), start=out)
       return [out.astype(dtype)]
     for i, scale in scales:
+      dtype = program.avals[equation.inputs[i]].dtype
       operands[i] = (operands[i] * scale).astype(dtype)
     return program_lib.bind(equation, operands)
 
   arguments = [*jax.tree.leaves(variables), images]
-  outputs = program_lib.run(trace.program, arguments, execute)
-  return jax.tree.unflatten(trace.treedef, outputs)
+  outputs = program_lib.run(program, arguments, execute)
+  return jax.tree.unflatten(jax.tree.structure(trace.outputs), outputs)
 
 
-def _weights(trace: _Trace, variables) -> dict[analysis_lib.Site, Array]:
+def _weights(trace: tracing.Trace, variables) -> dict[analysis_lib.Site, Array]:
   """The weights that are quantized, as they are where they are used."""
   program, analysis, _ = trace
   sites = [
     s for s in analysis.sites if analysis.quantizers[s.quantizer].is_weight
   ]
-  slots = [program.equations[s.equation].inputs[s.operand] for s in sites]
+  slots = [analysis.slot(program, site) for site in sites]
   part = program_lib.needed_for(program, slots)
   values = program_lib.run(part, [*jax.tree.leaves(variables), None])
   return dict(zip(sites, values, strict=True))
@@ -193,7 +206,7 @@ def _collect(
   apply, also, lowering, of, merge, variables, images
 ) -> dict[int, Any]:
   """of(quantizer index, value) over the sites of each, merged, by index."""
-  trace = _trace(apply, variables, images, also)
+  trace = tracing.trace(apply, variables, images, also)
   seen = {}
 
   def visit(site, value):
@@ -214,12 +227,9 @@ def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
   Two passes over the images: one for bounds, one for what lies between.
 
   Returns:
-    Weights; [2] bounds of activations, the least value and the negative of the
-    greatest; their histograms.
+    [2] bounds of activations, the least value and the negative of the greatest;
+    their histograms.
   """
-
-  def weight(index, value):
-    return value if quantizers[index].is_weight else None
 
   def bounds(index, value):
     if quantizers[index].is_weight:
@@ -242,9 +252,7 @@ def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
   limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
   counts = [histograms(variables, part, limits) for part in chunks]
   counts = jax.tree.map(lambda *x: sum(x), *counts)
-  keep_first = lambda first, _: first
-  find_weights = jax.jit(functools.partial(collect, weight, keep_first))
-  return find_weights(variables, chunks[0]), limits, counts
+  return limits, counts
 
 
 def _ranges(
@@ -305,8 +313,8 @@ def quantize(
   Gradients pass straight through the rounding (see `fake_quant`).
 
   Args:
-    apply: (variables, images) -> outputs. Its trace must not depend on the
-      number of images other than in shapes.
+    apply: (variables, images) -> outputs. It does the same to each image, for
+      any number of them.
     variables: a pytree of arrays; weights come from here or from constants
       that the function captured.
     images: [B, ...], a sample that calibrates the ranges.
@@ -323,8 +331,10 @@ def quantize(
     chunk: images that calibration runs at once.
 
   Raises:
-    InputError: an option is unknown, there is no image, or nothing in the
-      function is quantizable.
+    InputError: an option is unknown, there is no image, variables or images
+      are no arrays, nothing in the function is quantizable, a product has
+      complex operands or a weight of whole numbers, or the function does other
+      operations for another number of images.
     NotImplementedError: a matrix product of the images lies where it cannot
       be reached, such as the body of a `scan`.
   """
@@ -335,6 +345,7 @@ def quantize(
       f'percentile is {percentile}, chunk is {chunk}; they go from 0 to 100 '
       'and from 1'
     )
+  tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('quantize needs at least one image to calibrate with')
   images = jnp.asarray(images)
@@ -344,7 +355,17 @@ def quantize(
   quantizers = structure.quantizers
   chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
   collect = functools.partial(_collect, apply, also, lowering)
-  weights, limits, counts = _observe(collect, quantizers, variables, chunks)
+  limits, counts = _observe(collect, quantizers, variables, chunks)
+  trace = functools.partial(tracing.trace, apply, also=also)
+  example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+
+  @jax.jit
+  def find_weights(variables):
+    weights = _weights(trace(variables, example), variables)
+    # Of a weight that is read twice the first is as good.
+    return {s.quantizer: w for s, w in reversed(weights.items())}
+
+  weights = find_weights(variables)
 
   for index, seen in (weights | limits).items():
     traced = isinstance(seen, jax.core.Tracer)
@@ -357,27 +378,28 @@ def quantize(
     )
   )
   bank = Bank(find_ranges(weights, limits, counts))
-  trace = functools.partial(_trace, apply, also=also)
-  return _quantized(trace, images[:1], variables, lowering, bank, structure)
+  return _quantized(trace, example, variables, lowering, bank, structure)
 
 
 def _quantized(
-  trace, image, variables, lowering, bank, structure: Structure
+  trace, example, variables, lowering, bank, structure: Structure
 ) -> Quantized:
   """The functions of a `Quantized` around its default bank."""
   default, quantizers = bank, structure.quantizers
-  example = jax.ShapeDtypeStruct(image.shape, image.dtype)
   products = lowering_lib.LOWERINGS[lowering]
+  known = trace(variables, example)
+
+  def trace_same(variables, images):
+    found = trace(variables, images)
+    count = images.shape[0]
+    examples.check_sites(known.analysis, found.analysis, count)
+    return found
 
   def find_weights(variables):
     return _weights(trace(variables, example), variables)
 
   def encode(variables, bits, bank=default, max_bits=None):
-    if jnp.shape(bits) != (len(quantizers),):
-      raise InputError(
-        f'bits has shape {jnp.shape(bits)}; there are '
-        f'{len(quantizers)} quantizers'
-      )
+    bits = fake_quant_lib.check_bits(bits, len(quantizers))
     if max_bits is not None:
       bits = jnp.minimum(bits, max_bits)
     grids = tuple(
@@ -414,7 +436,8 @@ def _quantized(
       value = value * encoded.equalizers.get(site, 1)
       return fake_quant_lib.encode(value, grid), grid.scale, None
 
-    return _run(trace(variables, images), product, variables, images, visit)
+    found = trace_same(variables, images)
+    return _run(found, product, variables, images, visit)
 
   def run(variables, images, encoded):
     narrow = (encoded.max_bits or np.inf) <= lowering_lib.NARROW_BITS
@@ -432,15 +455,15 @@ def _quantized(
         value, shift = visit(site, value)
       return value, jnp.ones((), value.dtype), shift
 
-    return _run(trace(variables, images), products, variables, images, place)
+    found = trace_same(variables, images)
+    return _run(found, products, variables, images, place)
 
   def quantized_apply(variables, images, bits, bank=default, max_bits=None):
     return run(variables, images, encode(variables, bits, bank, max_bits))
 
   def with_bank(bank):
-    return _quantized(trace, image, variables, lowering, bank, structure)
+    return _quantized(trace, example, variables, lowering, bank, structure)
 
-  program, analysis, _ = trace(variables, example)
   return Quantized(
     quantized_apply,
     encode,
@@ -449,7 +472,7 @@ def _quantized(
     find_weights,
     with_bank,
     bank,
-    program,
-    analysis.sites,
+    known.program,
+    known.analysis,
     *structure,
   )

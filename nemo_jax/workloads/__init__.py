@@ -14,6 +14,7 @@ import jax
 
 from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.images import Images
+from nemo_jax.quantization import finite
 
 
 class Network(NamedTuple):
@@ -90,7 +91,12 @@ def load(name: str, cache: str | os.PathLike, **sources) -> Workload:
   """
   module = _module(name)
   try:
-    return module.load(Sources(cache, **sources))
+    workload = module.load(Sources(cache, **sources))
   except OSError as error:
     where = error.filename or cache
     raise InputError(f'cannot use {where}: {error.strerror}') from error
+  if bad := finite.bad_variables(workload.variables):
+    raise InputError(
+      f'{bad[0]} of {workload.name} holds values that are not finite'
+    )
+  return workload

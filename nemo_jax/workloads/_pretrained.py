@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nemo_jax import data, images, weights
 from nemo_jax.base import InputError
@@ -37,10 +36,19 @@ IMAGENET = {
 }
 
 
+def _by_channel(values) -> jax.Array:
+  """float32[3]: numbers of the program, as no array that a model stores."""
+  channel = jnp.arange(3)
+  return sum(
+    jnp.where(channel == i, x, 0.0).astype(jnp.float32)
+    for i, x in enumerate(values)
+  )
+
+
 def normalise(pixels):
   """float32 images as the networks expect them, of uint8 pixels."""
-  mean, deviation = (np.asarray(x, np.float32) for x in (MEAN, DEVIATION))
-  return (pixels.astype(np.float32) / 255 - mean) / deviation
+  pixels = pixels.astype(jnp.float32) / 255
+  return (pixels - _by_channel(MEAN)) / _by_channel(DEVIATION)
 
 
 def network(recipe: Recipe, image_size: int | None) -> Network:
