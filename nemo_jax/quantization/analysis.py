@@ -170,10 +170,20 @@ class _Finder:
         self.layouts[index] |= views
 
 
+def _sliced(equation, array: np.ndarray) -> np.ndarray:
+  """What one of _SLICES makes of an array."""
+  params = equation.params
+  if equation.name != 'slice':
+    return array.reshape(equation.eqn.outvars[0].aval.shape)
+  starts, ends = params['start_indices'], params['limit_indices']
+  steps = params['strides'] or (1,) * len(starts)
+  return array[tuple(map(slice, starts, ends, steps))]
+
+
 def _stored(program, cut) -> tuple[Stored, ...]:
   """The variables and captured arrays that are not quantized.
 
-  Of an array that is only read in slices, the slices count.
+  Of an array that is only read in slices, what these hold counts.
   """
   read = program_lib.read_slots(program, program.outputs, cut)
   users = {}
@@ -183,12 +193,20 @@ def _stored(program, cut) -> tuple[Stored, ...]:
         if (place, i) not in cut:
           users.setdefault(slot, []).append(equation)
 
-  def elements(slot) -> int:
-    size = math.prod(program.avals[slot].shape)
+  def places(slot, own: np.ndarray) -> np.ndarray:
+    """Which of the elements `own` of an array are read."""
     by = users.get(slot, [])
     if slot in program.outputs or not all(e.name in _SLICES for e in by):
-      return size
-    return min(size, sum(elements(e.outputs[0]) for e in by))
+      return own.ravel()
+    parts = [_sliced(e, own) for e in by]
+    found = [places(e.outputs[0], x) for e, x in zip(by, parts, strict=True)]
+    return np.unique(np.concatenate(found))
+
+  def elements(slot) -> int:
+    shape = program.avals[slot].shape
+    if not any(e.name in _SLICES for e in users.get(slot, [])):
+      return math.prod(shape)
+    return len(places(slot, np.arange(math.prod(shape)).reshape(shape)))
 
   arrays = [
     slot

@@ -1,0 +1,371 @@
+"""What is read from a function's traces, for one image and for more."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nemo_jax
+from nemo_jax import InputError
+from nemo_jax.quantization import transform
+from nemo_jax.quantization.reconstruct import reconstruct
+
+
+def normal(seed, *shape):
+  draw = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(draw, jnp.float32)
+
+
+def names(structure):
+  return [q.name for q in structure.quantizers]
+
+
+IMAGES = normal(0, 6, 5, 4)
+WEIGHT = {'w': normal(1, 4, 3)}
+
+
+# Products that are multiplications.
+
+
+@pytest.mark.parametrize(
+  'multiply',
+  [
+    lambda x, f: jnp.einsum('bt,k->btk', x[..., 0], f),
+    lambda x, f: jnp.einsum('btk,k->btk', x, f),
+    lambda x, f: jnp.einsum('btk,bt->btk', x, x[..., 0]),
+    lambda x, f: jnp.einsum('btk,b->btk', x, x[:, 0, 0]),
+    lambda x, f: jax.vmap(jnp.outer)(x[..., 0], x[:, 0]),
+    lambda x, f: x[..., :1] @ x[:, :1],
+    lambda x, f: jax.lax.dot_general(x, f, (((), ()), ((), ())))[..., 0],
+    jax.jit(lambda x, f: jnp.einsum('bt,k->btk', x[..., 0], f)),
+  ],
+  ids=[
+    'outer',
+    'by channel',
+    'by position',
+    'by example',
+    'vmapped outer',
+    'over one index',
+    'no axes at all',
+    'in jit',
+  ],
+)
+def test_products_without_a_sum_are_no_layers(multiply):
+  apply = lambda v, x: jnp.sin(multiply(x, v['f'])) @ v['w']
+  variables = WEIGHT | {'f': normal(2, 4)}
+  quantized = nemo_jax.quantize(apply, variables, IMAGES)
+  assert names(quantized) == ['w:input', 'w']
+  assert not quantized.fixed
+  bits = np.full(2, 32)
+  expected = apply(variables, IMAGES)
+  found = quantized.apply(variables, IMAGES, bits)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_a_dense_layer_of_one_feature_is_a_layer():
+  apply = lambda v, x: x[..., :1] @ v['w'][:1]
+  structure = transform.inspect(apply, WEIGHT, IMAGES)
+  assert names(structure) == ['w:input', 'w']
+
+
+def test_head_masks_and_rotary_positions_stay_in_float():
+  class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      angles = jnp.einsum('bt,k->btk', 40 * x[..., 0], jnp.arange(2.0))
+      x = x * jnp.sin(jnp.repeat(angles, 2, axis=-1))
+      scores = jnp.einsum('bqd,bkd->bqk', x, x)
+      masked = jnp.einsum('bqk,b->bqk', scores, x[:, 0, 0])
+      return nn.Dense(3)(masked)
+
+  model = Attention()
+  variables = model.init(jax.random.key(0), IMAGES)
+  quantized = nemo_jax.quantize(model.apply, variables, IMAGES)
+  assert [op.kind for op in quantized.operations] == ['matmul', 'dense']
+  eight = quantized.apply(variables, IMAGES, np.full(len(names(quantized)), 16))
+  expected = model.apply(variables, IMAGES)
+  scale = float(jnp.abs(expected).max())
+  np.testing.assert_allclose(eight, expected, atol=1e-3 * scale)
+
+
+# Dead code, and what nothing reads.
+
+
+def test_a_head_that_is_dropped_is_neither_quantized_nor_counted():
+  class TwoHeads(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.relu(nn.Dense(8, name='body')(x))
+      return nn.Dense(3, name='head')(x), nn.Dense(50, name='other')(x)
+
+  model = TwoHeads()
+  variables = model.init(jax.random.key(0), IMAGES)
+  one = lambda v, x: model.apply(v, x)[0]
+  structure = transform.inspect(one, variables, IMAGES)
+  assert [op.name for op in structure.operations] == ['body', 'head']
+  assert set(structure.unread) == {'other/kernel', 'other/bias'}
+  assert structure.costs.parameters == (4 + 1) * 8 + (8 + 1) * 3
+  assert structure.costs.macs.sum() == 5 * (4 * 8 + 8 * 3)
+  both = transform.inspect(model.apply, variables, IMAGES)
+  assert both.unread == ()
+  assert len(both.operations) == 3
+
+
+def dead_in_a_scan(v, x):
+  carry, _ = jax.lax.scan(lambda c, w: (jnp.tanh(c), c @ w), x, v['dead'])
+  return carry @ v['w']
+
+
+@pytest.mark.parametrize(
+  'apply',
+  [
+    lambda v, x: (x @ v['w'], x @ v['dead'][0])[0],
+    lambda v, x: jax.jit(lambda x: (x @ v['w'], x @ v['dead'][0]))(x)[0],
+    lambda v, x: (x @ v['dead'][0] @ v['dead'][1], x @ v['w'])[1],
+    dead_in_a_scan,
+  ],
+  ids=['tuple', 'jit', 'chain', 'scan'],
+)
+def test_what_no_output_needs_is_not_there(apply):
+  variables = WEIGHT | {'dead': normal(3, 2, 4, 4)}
+  quantized = nemo_jax.quantize(apply, variables, IMAGES, calibration='min_max')
+  assert names(quantized) == ['w:input', 'w']
+  assert quantized.unread == ('dead',)
+  assert quantized.costs.parameters == 12
+  found = quantized.apply(variables, IMAGES, np.full(2, 32))
+  np.testing.assert_allclose(found, apply(variables, IMAGES), rtol=1e-6)
+
+
+def test_prints_inside_of_a_network_are_kept(capfd):
+  def apply(v, x):
+    jax.debug.print('seen')
+    return x @ v['w']
+
+  quantized = nemo_jax.quantize(apply, WEIGHT, IMAGES, calibration='min_max')
+  jax.effects_barrier()
+  capfd.readouterr()
+  quantized.apply(WEIGHT, IMAGES, np.full(2, 32)).block_until_ready()
+  jax.effects_barrier()
+  assert capfd.readouterr().out.count('seen') == 1
+
+
+# The number of images.
+
+
+def with_class_token(v, x):
+  token = jnp.broadcast_to(v['token'], (len(x), 1, 4))
+  x = jnp.concatenate([token, x], axis=1)
+  return jax.nn.relu(x @ v['w']).mean(1) @ v['head']
+
+
+def query(repeat):
+  """Attention with learned queries, repeated for every image of a batch."""
+
+  def apply(v, x):
+    queries = repeat(v['query'], len(x)) @ v['w']
+    keys = x @ v['w']
+    scores = jax.nn.softmax(jnp.einsum('bqd,bkd->bqk', queries, keys))
+    return (scores @ keys).mean(1) @ v['head']
+
+  return apply
+
+
+TOKENS = {
+  'token': normal(1, 1, 1, 4),
+  'query': normal(2, 1, 2, 4),
+  'w': normal(3, 4, 4),
+  'head': normal(4, 4, 3),
+}
+
+
+REPEATS = {
+  'broadcast': lambda q, count: jnp.broadcast_to(q, (count, 2, 4)),
+  'tile': lambda q, count: jnp.tile(q, (count, 1, 1)),
+  'repeat': lambda q, count: jnp.repeat(q, count, axis=0),
+  'vmap': lambda q, count: jax.vmap(lambda _: q[0])(jnp.zeros(count)),
+}
+
+
+@pytest.mark.parametrize('repeat', REPEATS)
+def test_what_is_repeated_along_the_batch_is_one_tensor(repeat):
+  apply = query(REPEATS[repeat])
+  many = transform.inspect(apply, TOKENS, IMAGES)
+  alone = transform.inspect(apply, TOKENS, IMAGES[:1])
+  assert many.quantizers == alone.quantizers
+  assert many.operations == alone.operations
+  weights = [q.elements for q in many.quantizers if q.is_weight]
+  assert sorted(weights) == [2 * 4, 4 * 3, 4 * 4]
+
+
+def one_by_one(quantized, bits):
+  rows = [quantized.apply(TOKENS, IMAGES[i : i + 1], bits) for i in (0, 5)]
+  return jnp.concatenate(rows)
+
+
+@pytest.mark.parametrize(
+  'apply', [with_class_token, query(REPEATS['tile'])], ids=['token', 'query']
+)
+def test_images_together_are_as_one_by_one(apply):
+  quantized = nemo_jax.quantize(apply, TOKENS, IMAGES, calibration='min_max')
+  bits = np.full(len(names(quantized)), 3)
+  steps = ('rounding', 'bias')
+  ready = reconstruct(quantized, TOKENS, IMAGES, steps=steps, chunk=4)
+  assert ready.bank.codes
+  for one in (quantized, ready):
+    together = one.apply(TOKENS, IMAGES, bits)[np.asarray([0, 5])]
+    np.testing.assert_allclose(together, one_by_one(one, bits), atol=1e-4)
+  found = quantized.apply(TOKENS, IMAGES, np.full(len(bits), 32))
+  np.testing.assert_allclose(found, apply(TOKENS, IMAGES), rtol=1e-5)
+
+
+BY_PLACE = {'w': normal(5, 4, 3), 'state': normal(6, 6, 4)}
+
+
+@pytest.mark.parametrize(
+  ('apply', 'words'),
+  [
+    (lambda v, x: (x.mean(1) + v['state']) @ v['w'], "'w' is a dense of 72"),
+    (lambda v, x: x.reshape(6, 5, 4) @ v['w'], 'cannot be traced for 1 of the'),
+    (lambda v, x: x.mean(0) @ v['w'], "'w' is a dense of 60"),
+    (
+      lambda v, x: jnp.einsum(
+        'bi,bij->bj',
+        x[:, 0],
+        (jnp.arange(len(x)) + 1.0)[:, None, None] * v['w'],
+      ),
+      "weight 'w' has shape .1, 4, 3. for one example and .6, 4, 3. for 6",
+    ),
+    (
+      lambda v, x: (
+        x @ v['w'] if len(x) == 1 else jnp.tanh(x) @ v['w'] @ v['w'].T
+      ),
+      'other operations for 6 examples',
+    ),
+    (
+      lambda v, x: x @ v['w'] + (0 if len(x) == 1 else (x @ x.mT).sum()),
+      "'matmul' became 'w'|'w' became 'matmul'|2 and 4 operands",
+    ),
+  ],
+  ids=['state', 'reshape', 'mean', 'place', 'branch', 'more'],
+)
+def test_a_function_that_treats_images_by_their_number_is_refused(apply, words):
+  for call in (transform.inspect, nemo_jax.quantize):
+    with pytest.raises(InputError, match=words) as raised:
+      call(apply, BY_PLACE, IMAGES)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_another_number_of_images_later_is_refused_where_it_matters():
+  apply = lambda v, x: x @ v['w'] if len(x) < 7 else x @ v['w'] @ v['w'].T
+  quantized = nemo_jax.quantize(apply, WEIGHT, IMAGES, calibration='min_max')
+  quantized.apply(WEIGHT, IMAGES[:3], np.full(2, 4))
+  with pytest.raises(InputError, match='other operations for 12 examples'):
+    quantized.apply(WEIGHT, jnp.tile(IMAGES, (2, 1, 1)), np.full(2, 4))
+
+
+def test_a_bank_survives_a_trace_with_other_equations():
+  layers = {'a': {'w': normal(1, 4, 4)}, 'b': {'w': normal(2, 4, 3)}}
+  plain = lambda v, x: jax.nn.relu(x @ v['a']['w']) @ v['b']['w']
+
+  def another(v, x):
+    x = jax.lax.add(jax.lax.mul(x, 1.0), 0.0)
+    return jnp.maximum(x @ v['a']['w'].astype(jnp.float32), 0) @ v['b']['w']
+
+  one, two = (
+    nemo_jax.quantize(f, layers, IMAGES, calibration='min_max')
+    for f in (plain, another)
+  )
+  assert one.program.equations != two.program.equations
+  assert one.analysis.sites == two.analysis.sites
+  bank = reconstruct(one, layers, IMAGES, steps=('rounding',)).bank
+  assert bank.codes
+  bits = np.full(4, 3)
+  np.testing.assert_array_equal(
+    two.apply(layers, IMAGES, bits, bank), one.apply(layers, IMAGES, bits, bank)
+  )
+
+
+# Arguments that are no arrays.
+
+
+@pytest.mark.parametrize(
+  ('variables', 'images', 'words'),
+  [
+    (WEIGHT, (IMAGES, IMAGES), 'images are a tuple; give one array'),
+    (WEIGHT, [IMAGES, IMAGES], 'images are a list'),
+    (WEIGHT, {'image': IMAGES}, 'images are a dict'),
+    (WEIGHT, None, 'images are a NoneType'),
+    (WEIGHT, 3.0, 'images are a float'),
+    (WEIGHT, np.asarray([{}], object), 'images are a ndarray'),
+    (WEIGHT, np.float32(3), 'images have no axes'),
+    (WEIGHT | {'scale': 0.5}, IMAGES, "variable 'scale' is a float"),
+    (WEIGHT | {'on': True}, IMAGES, "variable 'on' is a bool"),
+    (WEIGHT | {'a': {'name': 'x'}}, IMAGES, "variable 'a/name' is a str"),
+  ],
+)
+def test_arguments_that_are_no_arrays_are_refused(variables, images, words):
+  apply = lambda v, x: x @ v['w']
+  for call in (transform.inspect, nemo_jax.quantize):
+    with pytest.raises(InputError, match=words):
+      call(apply, variables, images)
+
+
+def test_a_quantized_function_refuses_them_too():
+  quantized = nemo_jax.quantize(
+    lambda v, x: x @ v['w'], WEIGHT, IMAGES, calibration='min_max'
+  )
+  with pytest.raises(InputError, match='images are a tuple'):
+    quantized.apply(WEIGHT, (IMAGES, IMAGES), np.full(2, 4))
+  with pytest.raises(InputError, match="variable 'w' is a str"):
+    quantized.apply({'w': 'text'}, IMAGES, np.full(2, 4))
+
+
+# Bits.
+
+
+@pytest.mark.parametrize(
+  ('bits', 'words'),
+  [
+    ([1, 4], 'quantizer 0 has 1 bits; they go from 2'),
+    ([4, 0], 'quantizer 1 has 0 bits'),
+    ([4, -3], 'quantizer 1 has -3 bits'),
+    ([4.0, 4.0], 'bits are of type float64; give whole numbers'),
+    ([4.7, 4.0], 'bits are of type float64'),
+    ([True, True], 'bits are of type bool'),
+    ([4], r'bits has shape \(1,\); there are 2'),
+    ([[4, 4]], r'bits has shape \(1, 2\)'),
+    (4, r'bits has shape \(\)'),
+    (['4', '4'], 'bits are of type <U1'),
+  ],
+)
+def test_bits_that_no_quantizer_has_are_refused(bits, words):
+  quantized = nemo_jax.quantize(
+    lambda v, x: x @ v['w'], WEIGHT, IMAGES, calibration='min_max'
+  )
+  costs = transform.costs_lib
+  calls = [
+    lambda: quantized.apply(WEIGHT, IMAGES, bits),
+    lambda: quantized.encode(WEIGHT, bits),
+    lambda: costs.model_size(quantized.costs, bits),
+    lambda: costs.bit_operations(quantized.costs, bits),
+    lambda: costs.size_ratio(quantized.costs, bits),
+    lambda: costs.bit_operation_ratio(quantized.costs, bits),
+  ]
+  for call in calls:
+    with pytest.raises(InputError, match=words):
+      call()
+
+
+def test_more_than_16_bits_are_32_in_every_count():
+  quantized = nemo_jax.quantize(
+    lambda v, x: x @ v['w'], WEIGHT, IMAGES, calibration='min_max'
+  )
+  costs, table = transform.costs_lib, quantized.costs
+  for bits in ([17, 17], [10**12, 10**12], np.asarray([32, 99], np.int8)):
+    assert costs.model_size(table, bits) == table.overhead_bits + 12 * 32
+    assert costs.bit_operations(table, bits) == 5 * 12 * 32 * 32
+    np.testing.assert_allclose(costs.bit_operation_ratio(table, bits), 1)
+    np.testing.assert_array_equal(
+      quantized.apply(WEIGHT, IMAGES, bits), IMAGES @ WEIGHT['w']
+    )
