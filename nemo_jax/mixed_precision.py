@@ -13,7 +13,13 @@ from jax.sharding import PartitionSpec
 from nemo_jax import devices, memory
 from nemo_jax.base import Array, InputError, Problem, PyTree
 from nemo_jax.evaluate import in_chunks
-from nemo_jax.quantization import calibrate, costs, finite
+from nemo_jax.quantization import (
+  calibrate,
+  costs,
+  fake_quant,
+  finite,
+  tracing,
+)
 from nemo_jax.quantization.analysis import Quantizer
 from nemo_jax.quantization.bank import Bank
 from nemo_jax.quantization.lowering import NARROW_BITS
@@ -190,6 +196,7 @@ def make_problem(
   """
   check_options(objectives, bit_widths)
   widths = tuple(bit_widths)
+  tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('make_problem needs at least one image')
   classes = num_classes(quantized)
@@ -400,7 +407,10 @@ def accuracy(
       )
     return devices.jit(score, mesh)
 
+  tracing.check_arguments(variables, images)
   _check_labels(labels, images, num_classes(quantized))
+  count = len(quantized.quantizers)
+  bits = np.stack([fake_quant.check_bits(row, count) for row in bits])
   own = devices.place((variables, quantized.bank), mesh, whole)
   shares = mesh.size if mesh is not None else 1
   counts = np.zeros((len(bits), 2), np.int64)

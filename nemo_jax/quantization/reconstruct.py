@@ -18,6 +18,7 @@ from nemo_jax.quantization import (
   calibrate,
   equalize,
   input_ranges,
+  tracing,
   transform,
 )
 from nemo_jax.quantization import (
@@ -208,6 +209,7 @@ def reconstruct(
     InputError: a step is unknown, or there is no image.
   """
   check_steps(steps)
+  tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('reconstruct needs at least one image')
   quantizers = quantized.quantizers

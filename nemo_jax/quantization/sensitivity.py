@@ -17,7 +17,12 @@ import tqdm
 
 from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.evaluate import in_chunks
-from nemo_jax.quantization import calibrate, fake_quant, transform
+from nemo_jax.quantization import (
+  calibrate,
+  fake_quant,
+  tracing,
+  transform,
+)
 from nemo_jax.quantization.analysis import Site
 
 
@@ -87,15 +92,21 @@ def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
   return jax.lax.map(one, jnp.asarray(widths)).T
 
 
-def _check(quantized, images) -> None:
+def _check(quantized, variables, images, widths) -> None:
   transform.num_classes(quantized)
+  tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('sensitivities need at least one image')
+  unknown = [w for w in widths if w not in calibrate.WIDTHS]
+  if unknown or not len(widths):
+    raise InputError(
+      f'widths are {list(widths)}; give whole numbers from '
+      f'{calibrate.WIDTHS[0]} to {calibrate.WIDTHS[-1]}'
+    )
 
 
 def _total(of, quantized, variables, images, labels, key, chunk, title):
   """The sum of of(variables, bank, images, labels, key) over chunks."""
-  _check(quantized, images)
   of, total = jax.jit(of), None
   starts = range(0, len(images), chunk)
   for i, start in enumerate(
@@ -161,6 +172,7 @@ def second_order(
     chunk: images at once.
     draws: of signs for each chunk.
   """
+  _check(quantized, variables, images, widths)
 
   def of(variables, bank, part, labels, key):
     del labels
@@ -192,6 +204,7 @@ def first_order(
 
   Arguments as for `second_order`; `key` is not used.
   """
+  _check(quantized, variables, images, widths)
 
   def of(variables, bank, part, labels, key):
     del key
@@ -227,6 +240,7 @@ def hessian_trace(
   signs in the weights it takes a product with H for each of them. Shifts are
   left out. Arguments as for `second_order`.
   """
+  _check(quantized, variables, images, widths)
 
   def of(variables, bank, part, labels, key):
     del labels
@@ -278,7 +292,7 @@ def measured(
   and `labels` are not used.
   """
   del key, labels
-  _check(quantized, images)
+  _check(quantized, variables, images, widths)
   count = len(quantized.quantizers)
 
   @jax.jit
