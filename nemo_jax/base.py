@@ -34,6 +34,11 @@ class InputError(ValueError):
   """What the caller gave cannot be used; one line says why, and the choices."""
 
 
+def first_line(error: BaseException) -> str:
+  """What an error says, on one line, or else its kind."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Population(NamedTuple):
   """Solutions, their scores, and who proposed them."""
 

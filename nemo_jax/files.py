@@ -17,13 +17,13 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from nemo_jax.base import InputError, PyTree
+from nemo_jax.base import InputError, PyTree, first_line
 
 # Beside a file or folder that is being written.
 _DRAFT = '.draft'
@@ -192,8 +192,14 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_npz(
+  path: str | os.PathLike, names: Container[str] | None = None
+) -> dict[str, np.ndarray]:
   """The arrays of an .npz by name, whoever wrote it; executes nothing.
+
+  Args:
+    path: of the file.
+    names: of the arrays that are read; absent, all are.
 
   Raises:
     DamagedError: it is no .npz, or is damaged.
@@ -205,13 +211,18 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
       file = stack.enter_context(open(path, 'rb'))
     try:
       archive = zipfile.ZipFile(file)
+      members = {
+        info.filename.removesuffix('.npy'): info for info in archive.infolist()
+      }
       return {
-        info.filename.removesuffix('.npy'): _member(archive, info)
-        for info in archive.infolist()
+        name: _member(archive, info)
+        for name, info in members.items()
+        if names is None or name in names
       }
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-      raise DamagedError(f'{path} is damaged: {reason[:200]}') from error
+      raise DamagedError(
+        f'{path} is damaged: {first_line(error)[:200]}'
+      ) from error
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:

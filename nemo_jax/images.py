@@ -1,25 +1,39 @@
 """Samples of a source, decoded once and kept in a cache."""
 
-import collections
-import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
+import PIL
 import tqdm
 
+from nemo_jax import files
 from nemo_jax.base import InputError
-from nemo_jax.data import Example, Source, first_line
+from nemo_jax.data import Source
+from nemo_jax.data.decoding import decode, preprocess
+from nemo_jax.data.drawing import Drawn, draw
 
-_LAYOUT = 1  # of the cache; another number makes old ones unread
+__all__ = [
+  'Images',
+  'Sample',
+  'check_disjoint',
+  'decode',
+  'draw',
+  'preprocess',
+  'samples',
+]
+
+_LAYOUT = 2  # of the cache; another number makes old ones unread
+_MANIFEST = 'manifest.json'
+_STEMS = ('images', 'labels', 'digests')  # of the files of a sample
 
 
 class Images(NamedTuple):
@@ -33,155 +47,142 @@ class Sample(NamedTuple):
   """Images, and what tells whether two are the same."""
 
   images: Images
-  digests: np.ndarray  # [B, 16] uint8, of the encoded files
+  digests: np.ndarray  # [B, 16] uint8, of the decoded images
 
 
-def preprocess(image: PIL.Image.Image, resize: int, crop: int) -> np.ndarray:
-  """uint8[crop, crop, 3]: as torchvision evaluates.
-
-  The short side is scaled to `resize`, bilinear and with antialiasing, and the
-  centre cut out. Grey and CMYK images become RGB.
-
-  Args:
-    image: of any size and mode.
-    resize: 0 cuts the centre out of the image as it is, for such as were
-      scaled before.
-    crop: sides of what is cut out.
-
-  Raises:
-    InputError: an image that is not to be scaled is too small.
-  """
-  image = image.convert('RGB')
-  if not resize:
-    if min(image.size) < crop:
-      raise InputError(f'it is {image.width} x {image.height}')
-    left, top = ((side - crop) // 2 for side in image.size)
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
-  short, long = sorted(image.size)
-  if short != resize:
-    scaled = int(resize * long / short)
-    wide = image.width >= image.height
-    size = (scaled, resize) if wide else (resize, scaled)
-    image = image.resize(size, PIL.Image.Resampling.BILINEAR)
-  # torchvision gives half a pixel to the even side.
-  left, top = (round((side - crop) / 2) for side in image.size)
-  return np.asarray(image.crop((left, top, left + crop, top + crop)))
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def decode(example: Example, resize: int, crop: int):
-  """An example's pixels, and a digest of its content.
-
-  Raises:
-    InputError: it is damaged or in no known format.
-  """
-  try:
-    content = example.content()
-    if isinstance(content, np.ndarray):
-      image, data = PIL.Image.fromarray(content), content.tobytes()
-    else:
-      image, data = PIL.Image.open(io.BytesIO(content)), content
-    pixels = preprocess(image, resize, crop)
-  except Exception as error:  # Pillow's decoders raise many kinds
-    reason = first_line(error)
-    if isinstance(error, PIL.UnidentifiedImageError):
-      reason = 'it is in no format that Pillow knows'
-    raise InputError(f'cannot decode {example.key}: {reason}') from error
-  return pixels, hashlib.sha256(data).digest()[:16]
+def _write_header(file, count: int, crop: int) -> None:
+  # NumPy leaves room in it for any count, so that it can be written first and
+  # again when the count is known.
+  file.seek(0)
+  shape = (count, crop, crop, 3)
+  header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(file, header)
 
 
-def draw(
-  source: Source, even: int, others: Sequence[int], seed: int
-) -> Iterator[tuple[int, Example]]:
-  """Disjoint random samples of a source: (number of the sample, example).
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+  # `numpy.save` into a file hides which error of the system it was.
+  content = io.BytesIO()
+  np.save(content, array)
+  path.write_bytes(content.getvalue())
 
-  Args:
-    source: where from.
-    even: images in sample 0, which has as many of one class as of another, or
-      one more.
-    others: images in the samples after it, which take what comes along.
-    seed: of the order of the images, and of the classes that have one more.
 
-  Raises:
-    InputError: there are not enough images, of a class or in all.
-  """
-  each, more = divmod(even, len(source.classes))
-  labels = np.random.default_rng(seed).permutation(sorted(source.classes))
-  quotas = {int(x): each + (i < more) for i, x in enumerate(labels)}
-  left = [sum(quotas.values()), *others]
-  for example in source.examples(seed):
-    if quotas.get(example.label):
-      quotas[example.label] -= 1
-      number = 0
-    else:
-      number = next((i for i, n in enumerate(left) if i and n), None)
-    if number is not None:
-      left[number] -= 1
-      yield number, example
-    if not any(left):
-      return
-  for label, missing in quotas.items():
-    if missing:
-      wanted = each + (label in labels[:more])
-      raise InputError(
-        f'{source.name} has {wanted - missing} images of class '
-        f'{source.classes[label]}; {wanted} are asked for'
-      )
-  if any(left):
-    raise InputError(
-      f'{source.name} has {source.size} images; {sum([even, *others])} are '
-      'asked for'
+def _warnings(
+  source: Source, left_out: int, contrary: Sequence[str]
+) -> list[str]:
+  """What to tell of the copies in a source, a line for each kind."""
+  lines = []
+  if left_out:
+    lines.append(
+      f'{source.name}: left out {left_out} images that are copies of images in '
+      'another sample'
     )
+  if contrary:
+    lines.append(
+      f'{source.name}: {len(contrary)} images are copies of one with another '
+      f'label, such as {contrary[0]}'
+    )
+  return lines
 
 
-def _decode_all(source, even, others, seed, resize, crop, folder) -> None:
-  """Decodes samples, several at a time, into files of the folder."""
+def _both_labels(source: Source, drawn: Drawn) -> str:
+  key, label = drawn.first
+  names = [source.classes.get(x, x) for x in (drawn.example.label, label)]
+  return f'{drawn.example.key} ({names[0]}) and {key} ({names[1]})'
+
+
+def _decode_all(source, even, others, seed, resize, crop, folder) -> list[str]:
+  """Decodes samples into files of the folder; returns lines to warn with."""
   counts = [even, *others]
-  pixels = [
-    np.lib.format.open_memmap(
-      folder / f'images{i}.npy', 'w+', np.uint8, (count, crop, crop, 3)
-    )
-    for i, count in enumerate(counts)
-  ]
-  labels = [np.zeros(count, np.int32) for count in counts]
-  digests = [np.zeros((count, 16), np.uint8) for count in counts]
-  filled = [0 for _ in counts]
-  threads = os.cpu_count() or 1
-  with (
-    concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    tqdm.tqdm(
-      total=sum(counts), desc=f'decoding {source.name}', disable=None
-    ) as bar,
-  ):
-    running = collections.deque()
+  labels, digests = ([[] for _ in counts] for _ in range(2))
+  left_out, contrary = 0, []
 
-    def finish():
-      number, row, future = running.popleft()
-      image, digest = future.result()
-      pixels[number][row] = image
-      digests[number][row] = np.frombuffer(digest, np.uint8)
+  def look(example):
+    pixels, digest = decode(example, resize, crop)
+    return (pixels, digest), digest
+
+  with contextlib.ExitStack() as stack:
+    # Pages of a memory map that a full disk lacks would end the process.
+    pixels = [
+      stack.enter_context(open(folder / f'images{i}.npy', 'wb'))
+      for i in range(len(counts))
+    ]
+    for file in pixels:
+      _write_header(file, 0, crop)
+    total = source.size if None in counts else sum(counts)
+    title = f'decoding {source.name}'
+    bar = stack.enter_context(tqdm.tqdm(total=total, desc=title, disable=None))
+    every = contextlib.closing(draw(source, even, others, seed, look))
+    for drawn in stack.enter_context(every):
+      number, example = drawn.sample, drawn.example
+      if example.label != drawn.first[1]:
+        contrary.append(_both_labels(source, drawn))
+      if number is None:
+        left_out += 1
+        continue
+      image, digest = drawn.value
+      pixels[number].write(image.tobytes())
+      labels[number].append(example.label)
+      digests[number].append(np.frombuffer(digest, np.uint8))
       bar.update()
+    for file, found in zip(pixels, labels, strict=True):
+      _write_header(file, len(found), crop)
+  for i, found in enumerate(zip(labels, digests, strict=True)):
+    _save(folder / f'labels{i}.npy', np.asarray(found[0], np.int32))
+    rows = np.asarray(found[1], np.uint8).reshape(-1, 16)
+    _save(folder / f'digests{i}.npy', rows)
+  return _warnings(source, left_out, contrary)
 
-    for number, example in draw(source, even, others, seed):
-      row = filled[number]
-      filled[number] += 1
-      labels[number][row] = example.label
-      job = pool.submit(decode, example, resize, crop)
-      running.append((number, row, job))
-      # A bound on the encoded images that wait.
-      if len(running) > 4 * threads:
-        finish()
-    while running:
-      finish()
-  for i in range(len(counts)):
-    pixels[i].flush()
-    np.save(folder / f'labels{i}.npy', labels[i])
-    np.save(folder / f'digests{i}.npy', digests[i])
+
+def _write_manifest(
+  folder: pathlib.Path, recipe: Sequence, lines: Sequence[str]
+):
+  content = {'recipe': recipe, 'warnings': lines}
+  content['files'] = {x.name: _sha256(x) for x in sorted(folder.iterdir())}
+  text = json.dumps(files.seal(content))
+  (folder / _MANIFEST).write_text(text, encoding='utf-8')
+
+
+def _check(folder: pathlib.Path, recipe: Sequence, names: Sequence[str]):
+  """The lines to warn with, of a folder that is as it was written.
+
+  Raises:
+    DamagedError: it differs.
+  """
+  for name in (_MANIFEST, *names):
+    if not (folder / name).is_file():
+      raise files.DamagedError(f'{folder} is damaged: it has no {name}')
+  manifest = files.read_json(folder / _MANIFEST)
+  if not files.is_sealed(manifest) or manifest['recipe'] != recipe:
+    raise files.DamagedError(f'{folder} is damaged: its manifest differs')
+  for name in names:
+    if _sha256(folder / name) != manifest['files'][name]:
+      raise files.DamagedError(f'{folder} is damaged: {name} differs')
+  return manifest['warnings']
+
+
+def _read(folder: pathlib.Path, recipe: Sequence, count: int) -> list[Sample]:
+  """The samples in a folder of the cache, mapped.
+
+  Raises:
+    DamagedError: they are other than what was written.
+  """
+  names = [[f'{x}{i}.npy' for x in _STEMS] for i in range(count)]
+  for line in _check(folder, recipe, sum(names, [])):
+    warnings.warn(line, stacklevel=3)
+  read = lambda name: np.load(folder / name, mmap_mode='r')
+  arrays = [[read(name) for name in of_sample] for of_sample in names]
+  return [Sample(Images(x, y), digests) for x, y, digests in arrays]
 
 
 def samples(
   source: Source,
   even: int,
-  others: Sequence[int] = (),
+  others: Sequence[int | None] = (),
   *,
   seed: int = 0,
   resize: int = 256,
@@ -189,6 +190,8 @@ def samples(
   cache: str | os.PathLike,
 ) -> list[Sample]:
   """The samples of `draw`, decoded; from the cache if they have been before.
+
+  What is in the cache is checked, and decoded again where it is damaged.
 
   Args:
     source: from `data.open_source`.
@@ -200,40 +203,26 @@ def samples(
     cache: a folder; the files in it are mapped, not read.
 
   Raises:
-    InputError: see `draw` and `decode`.
+    InputError: see `draw` and `decode`; or the cache cannot be written.
   """
   if resize and resize < crop:
     raise InputError(f'resize is {resize}; it must be 0, or {crop} and more')
-  recipe = (_LAYOUT, source.identity, even, list(others), seed, resize, crop)
+  recipe = [_LAYOUT, PIL.__version__, source.identity]
+  recipe += [even, list(others), seed, resize, crop]
   name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-  folder = pathlib.Path(cache) / f'images-{name}'
-  if not folder.exists():
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(dir=cache, prefix='.images-'))
-    try:
-      _decode_all(source, even, others, seed, resize, crop, draft)
+  folder = files.local(cache) / f'images-{name}'
+  count = 1 + len(others)
+  with files.errors_named(folder):
+    if folder.exists():
       try:
-        draft.rename(folder)
-      except OSError:  # another process was faster
-        if not folder.is_dir():
-          raise
-    finally:
-      shutil.rmtree(draft, ignore_errors=True)
-  read = lambda stem, i: np.load(folder / f'{stem}{i}.npy', mmap_mode='r')
-  try:
-    found = [
-      Sample(Images(read('images', i), read('labels', i)), read('digests', i))
-      for i in range(1 + len(others))
-    ]
-    for count, sample in zip([even, *others], found, strict=True):
-      lengths = {len(x) for x in (*sample.images, sample.digests)}
-      if lengths != {count}:
-        raise ValueError(f'{count} images are {sorted(lengths)}')
-  except Exception as error:  # NumPy raises many kinds
-    raise InputError(
-      f'{folder} is damaged ({first_line(error)}); delete it to decode again'
-    ) from error
-  return found
+        return _read(folder, recipe, count)
+      except files.DamagedError as error:
+        warnings.warn(f'{error}; it is decoded again', stacklevel=2)
+        shutil.rmtree(folder)
+    with files.draft(folder, folder=True) as made:
+      lines = _decode_all(source, even, others, seed, resize, crop, made)
+      _write_manifest(made, recipe, lines)
+    return _read(folder, recipe, count)
 
 
 def check_disjoint(one: Sample, other: Sample) -> None:

@@ -74,8 +74,8 @@ def test_the_package_reads_no_flags_and_needs_no_large_framework(path):
   names = imported(path)
   assert not any(name.startswith('absl') for name in names)
   # Where a user asks for what only they can do, and there alone.
-  allowed = {'data.py': 'tensorflow', 'weights.py': 'torch'}.get(path.name)
-  others = {'tensorflow', 'torch'} - {allowed}
+  allowed = {'prepared.py': 'tensorflow', 'checkpoints.py': 'torch'}
+  others = {'tensorflow', 'torch'} - {allowed.get(path.name)}
   assert not {name.split('.')[0] for name in names} & others
 
 

@@ -1,15 +1,7 @@
-"""Reading checkpoints: what is good, what is refused, and why."""
-
-import functools
-import hashlib
-import http.server
-import pickle
-import threading
+"""Tensors of a checkpoint as variables of a network."""
 
 import numpy as np
 import pytest
-import safetensors.numpy
-import torch
 
 from nemo_jax import weights, workloads
 from nemo_jax.base import InputError
@@ -36,98 +28,6 @@ def refused(call, *words):
   assert '\n' not in message
   for word in words:
     assert word in message, message
-
-
-def same(one, other):
-  assert one.keys() == other.keys()
-  for name in one:
-    np.testing.assert_array_equal(one[name], other[name])
-
-
-@pytest.mark.parametrize('legacy', [False, True])
-@pytest.mark.parametrize('wrap', [None, 'state_dict', 'model'])
-def test_checkpoints_of_pytorch_are_read(
-  tmp_path, state, tensors, wrap, legacy
-):
-  path = tmp_path / 'weights.pth'
-  content = {f'module.{k}': v for k, v in state.items()} if wrap else state
-  content = {wrap: content, 'epoch': 3} if wrap else content
-  torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-  same(weights.read(path), tensors)
-
-
-def test_safetensors_are_read(tmp_path, tensors):
-  path = tmp_path / 'weights.safetensors'
-  safetensors.numpy.save_file(tensors, path)
-  same(weights.read(path), tensors)
-
-
-def test_half_precision_becomes_float32(tmp_path, state):
-  path = tmp_path / 'half.pth'
-  torch.save({'a': state['linear.weight'].bfloat16()}, path)
-  (value,) = weights.read(path).values()
-  assert value.dtype == np.float32
-
-
-class Evil:
-  """Unpickled by anything careless, it leaves a mark."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return open, (str(self.path), 'w')
-
-
-@pytest.mark.parametrize('legacy', [False, True])
-def test_a_file_that_would_execute_code_is_refused(tmp_path, state, legacy):
-  mark, path = tmp_path / 'mark', tmp_path / 'evil.pth'
-  content = {**state, 'extra': Evil(mark)}
-  torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-  refused(lambda: weights.read(path), 'evil.pth', 'no checkpoint of weights')
-  assert not mark.exists()
-
-
-def test_a_plain_pickle_that_would_execute_code_is_refused(tmp_path):
-  mark, path = tmp_path / 'mark', tmp_path / 'evil.th'
-  path.write_bytes(pickle.dumps(Evil(mark)))
-  refused(lambda: weights.read(path), 'evil.th')
-  assert not mark.exists()
-
-
-@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
-@pytest.mark.parametrize('content', [b'', b'nonsense' * 99])
-def test_files_that_are_no_checkpoint_are_refused(tmp_path, name, content):
-  path = tmp_path / name
-  path.write_bytes(content)
-  refused(lambda: weights.read(path), name)
-
-
-def test_a_cut_checkpoint_is_refused(tmp_path, state):
-  path = tmp_path / 'cut.pth'
-  torch.save(state, path)
-  path.write_bytes(path.read_bytes()[:-5000])
-  refused(lambda: weights.read(path), 'cut.pth')
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-  refused(lambda: weights.read(tmp_path / 'none.pth'), 'there is no file')
-  refused(lambda: weights.read(tmp_path), 'there is no file')
-
-
-def test_content_that_is_no_tensor_is_named(tmp_path):
-  path = tmp_path / 'odd.pth'
-  torch.save({'a': torch.ones(1), 'b': 3}, path)
-  refused(lambda: weights.read(path), 'b is a int')
-  torch.save([torch.ones(1)], path)
-  refused(lambda: weights.read(path), 'holds no tensors by name')
-
-
-def test_without_pytorch_the_line_says_how_to_get_it(tmp_path, monkeypatch):
-  path = tmp_path / 'a.pth'
-  path.write_bytes(b'')
-  monkeypatch.setitem(__import__('sys').modules, 'torch', None)
-  refused(lambda: weights.read(path), 'nemo_jax[torch]', 'safetensors')
 
 
 def test_batch_norms_are_folded_in_double_precision(tensors):
@@ -173,55 +73,43 @@ def test_a_checkpoint_of_another_network_is_refused():
   refused(lambda: weights.convert(other, SHAPES), *words)
 
 
-# Downloads, from a server of our own.
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda x: (100 * x).astype(np.int8), ('holds int8, codes',)),
+    (lambda x: (100 * x).astype(np.int32), ('holds int32, codes',)),
+    (lambda x: x > 0, ('holds bool, codes',)),
+    (lambda x: x * np.inf, ('not finite',)),
+    (lambda x: x.ravel()[:1], ('has shape (1,)',)),
+    (lambda x: x.ravel()[0], ('has shape ()',)),
+  ],
+)
+def test_values_that_are_no_weights_are_refused(tensors, change, words):
+  hurt = tensors | {'linear.weight': change(tensors['linear.weight'])}
+  refused(lambda: weights.convert(hurt, SHAPES), 'linear.weight', *words)
 
 
-@pytest.fixture
-def server(tmp_path):
-  """A folder, and the URL that it is served at."""
-  folder = tmp_path / 'served'
-  folder.mkdir()
-
-  class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-      del args
-
-  handler = functools.partial(Quiet, directory=folder)
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield folder, f'http://127.0.0.1:{httpd.server_address[1]}'
-    httpd.shutdown()
+def test_codes_with_scales_beside_them_are_refused(tensors):
+  hurt = tensors | {
+    'linear.weight': tensors['linear.weight'].astype(np.int8),
+    'linear.SCB': np.ones(10, np.float32),
+  }
+  refused(lambda: weights.convert(hurt, SHAPES), 'linear.weight holds int8')
 
 
-def test_a_download_is_checked_and_kept(tmp_path, server):
-  folder, url = server
-  content = b'weights' * 1000
-  name = f'net-{hashlib.sha256(content).hexdigest()[:8]}.pth'
-  (folder / name).write_bytes(content)
-  cache = tmp_path / 'cache'
-  path = weights.download(f'{url}/{name}', cache)
-  assert path == cache / name
-  assert path.read_bytes() == content
-  (folder / name).unlink()
-  assert weights.download(f'{url}/{name}', cache) == path
+@pytest.mark.parametrize('value', [-1.0, -1e-6])
+def test_a_variance_below_zero_is_refused(tensors, value):
+  variance = tensors['layer1.0.bn2.running_var'].copy()
+  variance[3] = value
+  hurt = tensors | {'layer1.0.bn2.running_var': variance}
+  words = 'layer1.0.bn2.running_var', 'variance below zero'
+  refused(lambda: weights.convert(hurt, SHAPES), *words)
 
 
-def test_a_download_that_is_not_what_its_name_says_is_refused(tmp_path, server):
-  folder, url = server
-  (folder / 'net-01234567.pth').write_bytes(b'other')
-  cache = tmp_path / 'cache'
-  refused(
-    lambda: weights.download(f'{url}/net-01234567.pth', cache),
-    'SHA-256',
-    '01234567',
-  )
-  assert not list(cache.iterdir())
-
-
-def test_a_download_that_fails_names_the_address(tmp_path, server):
-  _, url = server
-  address = f'{url}/none-01234567.pth'
-  refused(
-    lambda: weights.download(address, tmp_path / 'c'), address, '--weights'
-  )
-  assert not list((tmp_path / 'c').iterdir())
+def test_a_batch_norm_that_overflows_is_refused(tensors):
+  hurt = tensors | {
+    'bn1.weight': np.full(16, 3e38, np.float32),
+    'bn1.running_var': np.zeros(16, np.float32),
+  }
+  words = 'bn1: its folded bias is not finite'
+  refused(lambda: weights.convert(hurt, SHAPES), words)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 
 from nemo_jax.base import Array, InputError, PyTree
+from nemo_jax.files import errors_named
 from nemo_jax.images import Images
 from nemo_jax.quantization import finite
 
@@ -90,11 +91,8 @@ def load(name: str, cache: str | os.PathLike, **sources) -> Workload:
     InputError: the name is unknown, or a source cannot be used.
   """
   module = _module(name)
-  try:
+  with errors_named(cache):
     workload = module.load(Sources(cache, **sources))
-  except OSError as error:
-    where = error.filename or cache
-    raise InputError(f'cannot use {where}: {error.strerror}') from error
   if bad := finite.bad_variables(workload.variables):
     raise InputError(
       f'{bad[0]} of {workload.name} holds values that are not finite'

@@ -111,9 +111,9 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
       'validation_resize is for validation images of their own'
     )
   if divided:
-    return images.samples(
-      train, search, [calibration, wanted], resize=resize, **options
-    )
+    # All that are left, if no number is given: copies may leave fewer.
+    others = [calibration, sources.test_images or None]
+    return images.samples(train, search, others, resize=resize, **options)
   found = images.samples(train, search, [calibration], resize=resize, **options)
   own = sources.validation_resize
   options['resize'] = resize if own is None else own

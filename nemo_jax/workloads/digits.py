@@ -7,9 +7,10 @@ is trained on first use, in seconds.
 """
 
 import hashlib
+import json
 import os
 import pathlib
-import tempfile
+from typing import NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -21,6 +22,7 @@ import sklearn.datasets
 import sklearn.model_selection
 import tqdm
 
+from nemo_jax import files
 from nemo_jax.base import Array, InputError, PyTree
 from nemo_jax.images import Images
 from nemo_jax.workloads import Network, Sources, Workload
@@ -82,21 +84,35 @@ def shifted(key: Array, images: Array) -> Array:
   return jax.vmap(cut)(padded, corners)
 
 
-def train(
-  images: Images, seed: int = 0, epochs: int = 50, batch_size: int = 50
-) -> PyTree:
+class Training(NamedTuple):
+  """What decides the trained weights, besides the network and the images."""
+
+  # Raised when the code of the network or of `train` changes what comes out.
+  version: int = 1
+  seed: int = 0
+  epochs: int = 50
+  batch_size: int = 50
+  learning_rate: float = 6e-3  # at its peak, after a tenth of the steps
+  weight_decay: float = 1e-3
+  smoothing: float = 0.05  # of the labels
+
+
+def train(images: Images, recipe: Training) -> PyTree:
   """Variables of a `DigitsNet` trained by AdamW with a cosine schedule."""
-  key = jax.random.key(seed)
+  key = jax.random.key(recipe.seed)
   network = DigitsNet()
-  steps = len(images.labels) // batch_size
-  total = epochs * steps
-  schedule = optax.warmup_cosine_decay_schedule(0.0, 6e-3, total // 10, total)
-  optimizer = optax.adamw(schedule, weight_decay=1e-3)
+  steps = len(images.labels) // recipe.batch_size
+  total = recipe.epochs * steps
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, recipe.learning_rate, total // 10, total
+  )
+  optimizer = optax.adamw(schedule, weight_decay=recipe.weight_decay)
   variables = network.init(key, images.images[:1])
 
   def loss(variables, x, y):
     logits = network.apply(variables, x)
-    labels = optax.smooth_labels(jax.nn.one_hot(y, NUM_CLASSES), 0.05)
+    one_hot = jax.nn.one_hot(y, NUM_CLASSES)
+    labels = optax.smooth_labels(one_hot, recipe.smoothing)
     return jnp.mean(optax.softmax_cross_entropy(logits, labels))
 
   # A step at a time: inside a scan XLA runs convolutions on one core.
@@ -109,42 +125,28 @@ def train(
     return optax.apply_updates(variables, updates), state, value
 
   state = optimizer.init(variables)
-  bar = tqdm.trange(epochs, desc='training', unit='epoch', disable=None)
+  bar = tqdm.trange(recipe.epochs, desc='training', unit='epoch', disable=None)
   for epoch in bar:
     order_key, shift_key = jax.random.split(jax.random.fold_in(key, epoch))
     order = jax.random.permutation(order_key, len(images.labels))
     for i in range(steps):
-      rows = order[i * batch_size : (i + 1) * batch_size]
+      rows = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
       step_key = jax.random.fold_in(shift_key, i)
       variables, state, value = update(variables, state, step_key, rows)
     bar.set_postfix(loss=f'{value:.3f}')
   return variables
 
 
-def _weights_file(cache: str | os.PathLike) -> pathlib.Path:
-  """Where weights are kept; named by this file's content, which made them."""
-  source = pathlib.Path(__file__).read_bytes()
-  digest = hashlib.sha256(source).hexdigest()[:12]
-  return pathlib.Path(cache) / f'digits-{digest}.npz'
-
-
-def _read(path: pathlib.Path) -> PyTree:
-  """The variables in a file.
-
-  Raises:
-    InputError: it is damaged, or holds anything else.
-  """
-  shapes = network().variables
-  try:
-    with np.load(path, allow_pickle=False) as stored:
-      variables = flax.traverse_util.unflatten_dict(dict(stored), sep='/')
-    jax.tree.map(lambda x, like: x.reshape(like.shape), variables, shapes)
-  except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-    reason = str(error).splitlines()[0]
-    raise InputError(
-      f'{path} is damaged ({reason}); delete it to train again'
-    ) from error
-  return variables
+def _weights_file(
+  cache: str | os.PathLike, images: Images, recipe: Training
+) -> pathlib.Path:
+  """Where weights are kept; named by what decides them."""
+  shapes = flax.traverse_util.flatten_dict(network().variables, sep='/')
+  shapes = {name: list(leaf.shape) for name, leaf in shapes.items()}
+  decisive = recipe._asdict(), shapes, files.digest(images)
+  text = json.dumps(decisive, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+  return files.local(cache) / f'digits-{digest}.npz'
 
 
 def network(image_size: int | None = None) -> Network:
@@ -159,8 +161,10 @@ def network(image_size: int | None = None) -> Network:
 def load(sources: Sources) -> Workload:
   """The workload; trains on first use and keeps the weights in the cache.
 
+  Damaged weights are trained again, to the same bits on the same machine.
+
   Raises:
-    InputError: weights or images are given, or the kept weights are damaged.
+    InputError: weights or images are given, or the cache cannot be used.
   """
   for name, value in sources._asdict().items():
     # Nothing is asked for with 0: no scaling, or none for a search.
@@ -169,18 +173,16 @@ def load(sources: Sources) -> Workload:
         f'digits has weights and images of its own; it takes no {name}'
       )
   train_images, search, test = split()
-  path = _weights_file(sources.cache)
-  if path.exists():
-    variables = _read(path)
-  else:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    variables = jax.device_get(train(train_images))
-    flat = flax.traverse_util.flatten_dict(variables, sep='/')
-    # Written aside and renamed, so that a kill leaves no half a file.
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      np.savez(file, **flat)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+  recipe = Training()
+
+  def make():
+    variables = jax.device_get(train(train_images, recipe))
+    return flax.traverse_util.flatten_dict(variables, sep='/')
+
+  path = _weights_file(sources.cache, train_images, recipe)
+  variables = flax.traverse_util.unflatten_dict(
+    files.cached(path, make), sep='/'
+  )
   first = slice(CALIBRATION_IMAGES)
   return Workload(
     name='digits',

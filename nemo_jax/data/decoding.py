@@ -1,0 +1,122 @@
+"""Encoded images to pixels, preprocessed as torchvision evaluates."""
+
+import hashlib
+import io
+
+import numpy as np
+import PIL.Image
+
+from nemo_jax.base import InputError, first_line
+from nemo_jax.data.source import Example
+
+# Of an image when it is scaled: as many as Pillow opens without a warning.
+_MAX_PIXELS = 89_478_485
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+
+
+def _largest_grey(image: PIL.Image.Image) -> int:
+  """The value that is white, in an image of more than eight bits.
+
+  Raises:
+    InputError: it is not known.
+  """
+  if image.mode.startswith('I;16'):
+    if image.format == 'TIFF':
+      return 2 ** image.tag_v2[_TIFF_BITS][0] - 1
+    return 65535
+  # Pillow opens 16 bits as 32 here, and scales other depths to 16.
+  if image.mode == 'I' and image.format in ('PNG', 'PPM'):
+    return 65535
+  kind = 'floats' if image.mode == 'F' else 'signed or 32-bit numbers'
+  raise InputError(
+    f'its pixels are {kind}, whose range is not known; convert it to 8 or 16 '
+    'bits'
+  )
+
+
+def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+  """The image in eight bits a channel; what is transparent is dropped.
+
+  Grey images of 16 bits are divided by 257. Pillow would clip them.
+
+  Raises:
+    InputError: the range of its values is not known.
+  """
+  if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
+    white = _largest_grey(image)
+    grey = np.asarray(image).astype(np.float64) / white
+    tags = getattr(image, 'tag_v2', {})
+    if tags and tags.get(_TIFF_PHOTOMETRIC, 0) == 0:
+      grey = 1 - grey  # 0 is white, which Pillow minds in 8 bits alone
+    image = PIL.Image.fromarray(np.rint(255 * grey).astype(np.uint8))
+  return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def preprocess(image: PIL.Image.Image, resize: int, crop: int) -> np.ndarray:
+  """uint8[crop, crop, 3]: as torchvision evaluates.
+
+  The short side is scaled to `resize`, bilinear and with antialiasing, and the
+  centre cut out. Grey and CMYK images become RGB.
+
+  Args:
+    image: of any size and mode.
+    resize: 0 cuts the centre out of the image as it is, for such as were
+      scaled before.
+    crop: sides of what is cut out.
+
+  Raises:
+    InputError: an image that is not to be scaled is too small, one that is to
+      be scaled is too long, or the range of its values is not known.
+  """
+  image = _as_rgb(image)
+  if not resize:
+    if min(image.size) < crop:
+      raise InputError(f'it is {image.width} x {image.height}')
+    left, top = ((side - crop) // 2 for side in image.size)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+  short, long = sorted(image.size)
+  if short != resize:
+    scaled = int(resize * long / short)
+    wide = image.width >= image.height
+    size = (scaled, resize) if wide else (resize, scaled)
+    if scaled * resize > _MAX_PIXELS:
+      raise InputError(
+        f'it is {image.width} x {image.height}, and would be {size[0]} x '
+        f'{size[1]} when it is scaled'
+      )
+    image = image.resize(size, PIL.Image.Resampling.BILINEAR)
+  # torchvision gives half a pixel to the even side.
+  left, top = (round((side - crop) / 2) for side in image.size)
+  return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def _open(content: bytes | np.ndarray) -> PIL.Image.Image:
+  if isinstance(content, np.ndarray):
+    return PIL.Image.fromarray(content)
+  image = PIL.Image.open(io.BytesIO(content))
+  if image.format == 'EPS':
+    raise InputError('it is PostScript, which is a program')
+  return image
+
+
+def decode(
+  example: Example, resize: int, crop: int
+) -> tuple[np.ndarray, bytes]:
+  """An example's pixels, and a digest of the whole image.
+
+  The digest is of the decoded pixels before they are scaled, so that copies in
+  other files or formats are known.
+
+  Raises:
+    InputError: it is damaged or in no known format.
+  """
+  try:
+    image = _as_rgb(_open(example.content()))
+    sha = hashlib.sha256(f'{image.size}'.encode())
+    sha.update(image.tobytes())
+    return preprocess(image, resize, crop), sha.digest()[:16]
+  except Exception as error:  # Pillow's decoders raise many kinds
+    reason = first_line(error)
+    if isinstance(error, PIL.UnidentifiedImageError):
+      reason = 'it is in no format that Pillow knows'
+    raise InputError(f'cannot decode {example.key}: {reason}') from error

@@ -1,0 +1,149 @@
+"""Disjoint random samples of a source, by the content of the images."""
+
+import collections
+import concurrent.futures
+import math
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nemo_jax.base import InputError
+from nemo_jax.data.source import Example, Source
+
+# Examples that are looked at before it is known which of them are copies. A
+# constant, so that a draw does not depend on the number of processors.
+_AHEAD = 256
+
+
+class Drawn(NamedTuple):
+  """An example that was looked at."""
+
+  sample: int | None  # where it is; None for a copy that is left out
+  example: Example
+  value: Any  # what `look` returned of it
+  first: tuple[str, int]  # key and label of the first image of this content
+
+
+class _Places:
+  """The free places of each sample; those of sample 0 belong to a class."""
+
+  def __init__(self, source: Source, even: int, others, seed: int):
+    each, more = divmod(even, len(source.classes))
+    labels = np.random.default_rng(seed).permutation(sorted(source.classes))
+    self.asked = {int(x): each + (i < more) for i, x in enumerate(labels)}
+    self.even = collections.Counter(self.asked)
+    self.others = [math.inf if n is None else n for n in others]
+    self.held = [0] * len(others)
+    self.given_back = 0
+
+  def take(self, label: int, only: int | None = None) -> int | None:
+    """The sample in which a place was free and is now taken, if any was."""
+    if self.even[label] and only in (None, 0):
+      self.even[label] -= 1
+      return 0
+    for i, free in enumerate(self.others):
+      if free and only in (None, 1 + i):
+        self.others[i] -= 1
+        self.held[i] += 1
+        return 1 + i
+    return None
+
+  def give_back(self, sample: int, label: int) -> None:
+    self.given_back += 1
+    if sample:
+      self.others[sample - 1] += 1
+      self.held[sample - 1] -= 1
+    else:
+      self.even[label] += 1
+
+  def are_taken(self) -> bool:
+    return not any(self.others) and not any(self.even.values())
+
+
+def _check(source: Source, places: _Places, distinct: int) -> None:
+  """Raises `InputError` if a sample has too few images."""
+  for label, missing in places.even.items():
+    if missing:
+      asked = places.asked[label]
+      rest = ', copies of others left out' if places.given_back else ''
+      raise InputError(
+        f'{source.name} has {asked - missing} images of class '
+        f'{source.classes[label]}{rest}; {asked} are asked for'
+      )
+  # Where all the rest is asked for, that is one image or more.
+  least = [
+    max(held, 1) if free == math.inf else held + free
+    for held, free in zip(places.held, places.others, strict=True)
+  ]
+  if least != places.held:
+    rest = f', {distinct} of them distinct' if places.given_back else ''
+    raise InputError(
+      f'{source.name} has {source.size} images{rest}; '
+      f'{sum(places.asked.values()) + sum(least)} are asked for'
+    )
+
+
+def draw(
+  source: Source,
+  even: int,
+  others: Sequence[int | None],
+  seed: int,
+  look: Callable[[Example], tuple[Any, Hashable]],
+) -> Iterator[Drawn]:
+  """Disjoint random samples of a source, example by example.
+
+  A copy goes into the sample of the first image with its content, or is left
+  out where that sample is full.
+
+  Args:
+    source: where from.
+    even: images in sample 0, which has as many of one class as of another, or
+      one more.
+    others: images in the samples after it, which take what comes along; None
+      for all that are left.
+    seed: of the order of the images, and of the classes that have one more.
+    look: (example) -> (value, digest of the content); runs in several threads.
+
+  Raises:
+    InputError: there are not enough images, of a class or in all.
+  """
+  places = _Places(source, even, others, seed)
+  homes, tried, running = {}, set(), collections.deque()
+
+  def finish() -> Drawn:
+    sample, example, future = running.popleft()
+    value, digest = future.result()
+    first = example.key, example.label
+    home, first = homes.setdefault(digest, (sample, first))
+    if home != sample:
+      places.give_back(sample, example.label)
+      sample = places.take(example.label, only=home)
+    return Drawn(sample, example, value, first)
+
+  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+  try:
+    again = not places.are_taken()
+    while again:
+      given_back, passed_over = places.given_back, False
+      for number, example in enumerate(source.examples(seed)):
+        if number in tried:
+          continue
+        sample = places.take(example.label)
+        if sample is None:
+          passed_over = True
+          continue
+        tried.add(number)
+        running.append((sample, example, pool.submit(look, example)))
+        while running and (len(running) > _AHEAD or places.are_taken()):
+          yield finish()
+        if places.are_taken():
+          return
+      while running:
+        yield finish()
+      # Places that copies gave back may suit images that came before.
+      again = passed_over and places.given_back > given_back
+    _check(source, places, len(homes))
+  finally:
+    pool.shutdown(cancel_futures=True)
