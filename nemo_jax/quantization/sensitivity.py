@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tqdm
 
 from nemo_jax.base import Array, InputError, PyTree
@@ -97,11 +98,13 @@ def _check(quantized, variables, images, widths) -> None:
   tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('sensitivities need at least one image')
-  unknown = [w for w in widths if w not in calibrate.WIDTHS]
-  if unknown or not len(widths):
+  known = np.asarray(widths)
+  if not np.issubdtype(known.dtype, np.integer) or not (
+    len(known) and known.min() >= fake_quant.MIN_BITS
+  ):
     raise InputError(
-      f'widths are {list(widths)}; give whole numbers from '
-      f'{calibrate.WIDTHS[0]} to {calibrate.WIDTHS[-1]}'
+      f'widths are {list(widths)}; give one or more whole numbers from '
+      f'{fake_quant.MIN_BITS}'
     )
 
 
