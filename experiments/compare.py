@@ -77,13 +77,11 @@ SCORES = ('search', 'unseen', 'unseen_top1')
 
 def workdir() -> pathlib.Path:
   """Where results are kept."""
-  return pathlib.Path(FLAGS.workdir or f'runs/compare/{FLAGS.workload}')
+  return files.local(FLAGS.workdir or f'runs/compare/{FLAGS.workload}')
 
 
-def make_problems(workload, quantized):
+def make_problems(workload, quantized, known):
   """What is searched; and the same on unseen images, with top-1 error last."""
-  widths = mixed_precision.DEFAULT_BIT_WIDTHS
-  known = estimates.sensitivities(workload, quantized, widths)
   make = lambda images, objectives: mixed_precision.make_problem(
     quantized,
     workload.variables,
@@ -203,13 +201,15 @@ def run() -> None:
   )
   runs.check_flags(folder, started_with)
   workload = options.load_workload()
-  started_with['weights_digest'] = files.digest(workload.variables)[:12]
-  runs.check_flags(folder, started_with)
+  read = options.digests(workload)
+  runs.check_flags(folder, started_with, read)
   quantized = options.quantize_workload(workload)
-  problem, unseen = make_problems(workload, quantized)
-  cost = estimates.sensitivity_evaluations(
-    workload, quantized, mixed_precision.DEFAULT_BIT_WIDTHS
-  )
+  widths = mixed_precision.DEFAULT_BIT_WIDTHS
+  known = estimates.sensitivities(workload, quantized, widths)
+  own = {'bank': quantized.bank, 'sensitivities': known}
+  read |= {name: files.digest(tree) for name, tree in own.items()}
+  problem, unseen = make_problems(workload, quantized, known)
+  cost = estimates.sensitivity_evaluations(workload, quantized, widths)
   print(f'sensitivities count as {cost} evaluations of {FLAGS.budget}')
   if FLAGS.budget - cost < FLAGS.population:
     raise InputError(
@@ -217,9 +217,8 @@ def run() -> None:
       f'--population={FLAGS.population} after the {cost} evaluations that '
       f'{FLAGS.sensitivities} sensitivities count as'
     )
-  with runs.locked(folder):
-    runs.write_flags(folder, started_with)
-    results = run_all(folder, quantized, problem, unseen, cost)
+  with runs.started(folder, started_with, read) as (digest, _):
+    results = run_all(folder, quantized, problem, unseen, cost, digest)
     results = {
       m: {s: results[m][s] for s in FLAGS.seeds} for m in FLAGS.methods
     }
@@ -242,12 +241,21 @@ def read_results(path: pathlib.Path) -> dict:
   if not path.exists():
     return {}
   try:
-    return dict(json.loads(path.read_text()))
-  except (TypeError, ValueError) as error:
-    raise InputError(f'{path} is damaged: {error}; delete it') from error
+    results = files.read_json(path)
+  except files.DamagedError as error:
+    raise InputError(f'{error}; delete it') from error
+  if not files.is_sealed(results):
+    raise InputError(f'{path} is damaged: its digest does not match; delete it')
+  return {m: x for m, x in results.items() if m not in ('run', 'sha256')}
 
 
-def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
+def write_results(path: pathlib.Path, results: dict, run: str) -> None:
+  """Stores the cells that are done, and which run they are of."""
+  content = files.seal(results | {'run': run})
+  files.write_text(path, json.dumps(content) + '\n')
+
+
+def run_all(folder, quantized, problem, unseen, cost: int, run: str) -> dict:
   """The cells of all methods and seeds; those that are done are read."""
   path = folder / 'compare.json'
   results = read_results(path)
@@ -270,7 +278,7 @@ def run_all(folder, quantized, problem, unseen, cost: int) -> dict:
         # What was not used counts as done.
         bar.update(FLAGS.budget - (bar.n - before))
         results.setdefault(method, {})[seed] = cell
-        files.write_text(path, json.dumps(results) + '\n')
+        write_results(path, results, run)
       # Linux lets a process map 65,530 pieces of memory; a program of a large
       # network takes thousands, and a failed map ends the process.
       jax.clear_caches()

@@ -1,12 +1,10 @@
 """What is known of a network's bit-widths before a search, by a flag."""
 
-import os
-import pathlib
-
 import jax
 import numpy as np
 from absl import flags
 
+from experiments import options
 from nemo_jax import __version__, devices, files, workloads
 from nemo_jax.base import InputError
 from nemo_jax.quantization import sensitivity
@@ -23,11 +21,7 @@ flags.DEFINE_enum(
 
 
 def sensitivities(workload: workloads.Workload, quantized, widths):
-  """float32[N, K], by the flags, kept in the cache; or None.
-
-  Raises:
-    InputError: what is kept is damaged.
-  """
+  """float32[N, K], by the flags, kept in the cache; or None."""
   method = FLAGS.sensitivities
   if method == 'none':
     return None
@@ -41,15 +35,9 @@ def sensitivities(workload: workloads.Workload, quantized, widths):
   )
   settings = np.frombuffer(repr(settings).encode(), np.uint8)
   key = workload.variables, images, labels, quantized.bank, settings
-  folder = pathlib.Path(FLAGS.cache) / 'sensitivities'
-  path = folder / f'{files.digest(key)[:32]}.npy'
-  if path.exists():
-    try:
-      return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-      raise InputError(f'cannot read {path}: {error}; delete it') from error
-  table = np.asarray(
-    sensitivity.METHODS[method](
+
+  def make():
+    table = sensitivity.METHODS[method](
       quantized,
       workload.variables,
       images,
@@ -57,15 +45,18 @@ def sensitivities(workload: workloads.Workload, quantized, widths):
       key=jax.random.key(0),
       widths=widths,
     )
-  )
+    return {'sensitivities': table}
+
+  def parse(arrays):
+    shape = len(quantized.quantizers), len(widths)
+    table = arrays.get('sensitivities')
+    if table is None or table.shape != shape or table.dtype != np.float32:
+      raise InputError(f'it holds no sensitivities of shape {shape}')
+    return table
+
+  path = options.cache() / 'sensitivities' / f'{files.digest(key)[:32]}.npz'
   # Devices differ in the last bits, and all processes have to agree.
-  table = devices.from_first(table)
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{path.stem}.draft.npy')
-    np.save(draft, table)
-    os.replace(draft, path)
-  return table
+  return devices.from_first(files.cached(path, make, parse))
 
 
 def sensitivity_evaluations(workload, quantized, widths, method=None) -> int:

@@ -135,22 +135,27 @@ def values(*modules, without=()) -> dict:
   return {flag.name: flag.value for flag in own if flag.name not in without}
 
 
+def cache() -> pathlib.Path:
+  """The folder of what is costly to make."""
+  return files.local(FLAGS.cache)
+
+
 def load_workload(**overrides) -> workloads.Workload:
   """The workload of the flags; from now on compiled programs are kept.
 
   Args:
     **overrides: fields of `workloads.Sources` that the flags do not decide.
   """
-  runs.check_folder(FLAGS.cache)
+  runs.check_folder(cache(), read_only=True)
   if jax.config.jax_compilation_cache_dir is None:
-    folder = os.path.abspath(os.path.join(FLAGS.cache, 'xla'))
-    jax.config.update('jax_compilation_cache_dir', folder)
+    folder = cache().absolute() / 'xla'
+    jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
     # Many small programs take longer to compile than to read.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   names = set(workloads.Sources._fields) - {'cache'}
   sources = {name: FLAGS[name].value for name in names} | overrides
-  return workloads.load(FLAGS.workload, FLAGS.cache, **sources)
+  return workloads.load(FLAGS.workload, cache(), **sources)
 
 
 def inspect_network() -> transform.Structure:
@@ -179,20 +184,33 @@ def quantize_workload(workload: workloads.Workload):
   settings = __version__, sorted(FLAGS.reconstruct), quantized.analysis.sites
   settings = np.frombuffer(repr(settings).encode(), np.uint8)
   key = files.digest((workload.variables, images, quantized.bank, settings))
-  path = pathlib.Path(FLAGS.cache) / 'banks' / f'{key[:32]}.npz'
-  if path.exists():
-    quantized = quantized.with_bank(bank_lib.load(path))
-  else:
-    quantized = reconstruct.reconstruct(
+
+  def make():
+    made = reconstruct.reconstruct(
       quantized,
       workload.variables,
       images,
       steps=FLAGS.reconstruct,
       chunk=min(16, images_at_once(quantized)),
     )
-    if jax.process_index() == 0:
-      bank_lib.save(path, quantized.bank)
-  return quantized
+    return bank_lib.columns_of(made.bank)
+
+  def parse(columns):
+    bank = bank_lib.from_columns(columns)
+    bank_lib.check_fits(bank, quantized.bank, quantized.analysis.sites)
+    return quantized.with_bank(bank)
+
+  path = cache() / 'banks' / f'{key[:32]}.npz'
+  return files.cached(path, make, parse)
+
+
+def digests(workload: workloads.Workload) -> dict[str, str]:
+  """SHA-256 of the weights, and of the images and labels of each use."""
+  content = {'weights': workload.variables}
+  for use in ('calibration', 'search', 'test'):
+    images, labels = getattr(workload, use)
+    content |= {f'images of the {use}': images, f'labels of the {use}': labels}
+  return {name: files.digest(tree) for name, tree in content.items()}
 
 
 def images_at_once(quantized, candidates: int = 1) -> int:

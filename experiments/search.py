@@ -9,6 +9,7 @@ workdir. The same command resumes a run that was stopped at any instant.
 
 import contextlib
 import os
+import pathlib
 import sys
 import time
 
@@ -86,15 +87,15 @@ def stage(name: str):
   print(f'{time.monotonic() - start:.1f} s', flush=True)
 
 
-def workdir() -> str:
+def workdir() -> pathlib.Path:
   """The folder of the run."""
-  return FLAGS.workdir or os.path.join('runs', FLAGS.workload)
+  return files.local(FLAGS.workdir or os.path.join('runs', FLAGS.workload))
 
 
-def restore(checkpoints, state):
+def restore(checkpoints, state, run):
   """The last stored state of the run, or the new one; the same everywhere."""
   if checkpoints:
-    state, damaged = runs.restore(checkpoints, state)
+    state, damaged = runs.restore(checkpoints, state, run)
     for line in damaged:
       print(f'{line}; going back to the one before')
     runs.discard_after(checkpoints, int(state.generation))
@@ -115,17 +116,24 @@ def describe_memory(program) -> str:
   )
 
 
-def search(problem, species, generations: int, batch_size: int | None):
-  """Runs or resumes the search of the flags; returns its last state."""
+def search(problem, species, generations: int, batch_size: int, run: str):
+  """Runs or resumes the search of the flags; returns its last state.
+
+  Args:
+    problem: what is searched.
+    species: the searchers.
+    generations: how many in all.
+    batch_size: candidates evaluated at once.
+    run: digest of what the run was started with.
+  """
   init_key, run_key = jax.random.split(jax.random.key(FLAGS.seed))
   archive = min(generations * FLAGS.population, 4096)
   state = nemo.init(init_key, problem, species, FLAGS.population, archive)
   is_first = jax.process_index() == 0
   checkpoints = runs.open_checkpoints(workdir()) if is_first else None
-  state = restore(checkpoints, state)
+  state = restore(checkpoints, state, run)
   done = int(state.generation)
   if done >= generations:
-    print(f'all {generations} generations of this run are done')
     return state
   if done:
     print(f'resuming after generation {done}')
@@ -147,7 +155,7 @@ def search(problem, species, generations: int, batch_size: int | None):
     unit='eval',
     disable=None if is_first else True,
   ) as bar:
-    stored = runs.evolve(workdir(), checkpoints, step, state, generations)
+    stored = runs.evolve(workdir(), checkpoints, step, state, generations, run)
     for last, metrics in stored:
       state = last
       bar.set_postfix(
@@ -219,17 +227,9 @@ def describe(workload, quantized, problem, state, names) -> dict:
   }
 
 
-def summarise(folder: str) -> None:
-  """Draws the pictures of a finished run and prints what it found."""
-  front = runs.read_front(folder)
+def summarise(folder: pathlib.Path, front: dict) -> None:
+  """Prints what a finished run found, and draws its pictures."""
   chosen = report.choose_points(front, (8, 6, 4, 2))
-  pictures = [
-    report.plot_front(folder, front),
-    report.plot_projections(folder, front),
-    report.plot_species(folder, front, runs.read_metrics(folder)),
-  ]
-  if chosen:
-    pictures.append(report.plot_bits(folder, front, chosen))
   print()
   print(report.table(front, chosen))
   print()
@@ -242,14 +242,24 @@ def summarise(folder: str) -> None:
       f'hypervolume {front["hypervolume"]:.4f}; all uniform configurations '
       f'together {front["uniform_hypervolume"]:.4f}'
     )
-  print(f'front     {os.path.join(folder, "front.json")}')
-  for path in filter(None, pictures):
+  print(f'front     {folder / "front.json"}')
+  drawings = [
+    (report.plot_front, folder, front),
+    (report.plot_projections, folder, front),
+    (report.plot_species, folder, front, runs.read_metrics(folder)),
+  ]
+  if chosen:
+    drawings.append((report.plot_bits, folder, front, chosen))
+  for path in report.draw(drawings):
     print(f'picture   {path}')
 
 
-@cluster.joined()
-def run() -> None:
-  """The experiment."""
+def check_flags() -> int:
+  """The generations to run.
+
+  Raises:
+    InputError: flags that do not go together.
+  """
   generations = FLAGS.generations
   if FLAGS.evaluations:
     generations = FLAGS.evaluations // FLAGS.population
@@ -258,10 +268,9 @@ def run() -> None:
       f'--evaluations={FLAGS.evaluations} is less than one generation of '
       f'--population={FLAGS.population}'
     )
-  widths = [int(b) for b in FLAGS.bit_widths]
   builders = species_lib.team(FLAGS.species)
   nemo.check_size(FLAGS.population, len(builders))
-  mixed_precision.check_options(FLAGS.objectives, widths)
+  mixed_precision.check_options(FLAGS.objectives, bit_widths())
   needing = species_lib.need_estimate(FLAGS.species)
   priced = set(FLAGS.objectives) & set(mixed_precision.COSTS)
   if needing and not (priced and FLAGS.sensitivities != 'none'):
@@ -274,64 +283,94 @@ def run() -> None:
       f'the first objective is {FLAGS.objectives[0]!r}; the choices are '
       f'{", ".join(mixed_precision.PERFORMANCE)}'
     )
-  runs.check_folder(workdir())
-  here = sys.modules[__name__]
-  started_with = options.values(here, estimates, without=('workdir',))
-  runs.check_flags(workdir(), started_with)
-  mesh = devices.make_mesh(FLAGS.image_devices)
-  workload = options.load_workload()
-  # Weights that were trained anew would make it another search.
-  started_with['weights_digest'] = files.digest(workload.variables)[:12]
-  runs.check_flags(workdir(), started_with)
-  with stage('calibrating the quantizers'):
-    quantized = options.quantize_workload(workload)
-    macs = sum(operation.macs for operation in quantized.operations)
-    suited = candidates_at_once(macs * len(workload.search.labels))
-    batch_size = FLAGS.batch_size or suited
-    at_once = options.images_at_once(quantized, batch_size or 1)
-    known = None
-    if FLAGS.species != ['paper']:
-      known = estimates.sensitivities(workload, quantized, widths)
-      # Others would make it another search, too.
-      started_with['sensitivities_digest'] = files.digest(known)[:12]
-      runs.check_flags(workdir(), started_with)
-    problem = mixed_precision.make_problem(
-      quantized,
-      workload.variables,
-      *workload.search,
-      objectives=FLAGS.objectives,
-      bit_widths=widths,
-      data_flow=FLAGS.data_flow,
-      images_at_once=at_once,
-      mesh=mesh,
-      sensitivities=known,
-    )
+  return generations
+
+
+def bit_widths() -> list[int]:
+  """Those of the flags."""
+  return [int(b) for b in FLAGS.bit_widths]
+
+
+def prepare(workload, mesh):
+  """The quantized network, its sensitivities, the problem, and a batch size."""
+  quantized = options.quantize_workload(workload)
+  count = len(workload.search.labels)
+  macs = sum(operation.macs for operation in quantized.operations)
+  batch_size = FLAGS.batch_size or candidates_at_once(macs * count)
+  at_once = options.images_at_once(quantized, batch_size or 1)
+  known = None
+  if FLAGS.species != ['paper']:
+    known = estimates.sensitivities(workload, quantized, bit_widths())
+  problem = mixed_precision.make_problem(
+    quantized,
+    workload.variables,
+    *workload.search,
+    objectives=FLAGS.objectives,
+    bit_widths=bit_widths(),
+    data_flow=FLAGS.data_flow,
+    images_at_once=at_once,
+    mesh=mesh,
+    sensitivities=known,
+  )
+  return quantized, known, problem, batch_size
+
+
+def introduce(workload, quantized, batch_size: int) -> None:
+  """Prints what is searched, and on how many images."""
   print(
     f'{workload.name}: {len(quantized.quantizers)} quantizers, '
     f'{quantized.costs.parameters:,} parameters, '
     f'{quantized.costs.macs.sum():,} MACs an image'
   )
-  count = len(workload.search.labels)
   weights = sum(q.is_weight for q in quantized.quantizers)
   print(f'{len(quantized.bank.codes)} of {weights} weights reconstructed')
+  count = len(workload.search.labels)
+  at_once = options.images_at_once(quantized, batch_size or 1)
   print(
     f'{count} images score a candidate, at most {min(at_once, count)} at once'
   )
-  own = workload.variables, workload.search, quantized.bank, known
-  devices.check_equal(files.digest(own), 'weights, images or sensitivities')
-  made = (make(problem, FLAGS.population) for make in builders.values())
-  species = tuple(made)
+
+
+@cluster.joined()
+def run() -> None:
+  """The experiment."""
+  generations, builders = check_flags(), species_lib.team(FLAGS.species)
+  ended = (workdir() / 'front.json').exists()
+  runs.check_folder(workdir(), read_only=ended)
+  here = sys.modules[__name__]
+  given = options.values(here, estimates, without=('workdir',))
+  runs.check_flags(workdir(), given)
+  mesh = devices.make_mesh(FLAGS.image_devices)
+  workload = options.load_workload()
+  # Weights or images that were changed in place would make it another search.
+  read = options.digests(workload)
+  runs.check_flags(workdir(), given, read)
+  with stage('calibrating the quantizers'):
+    quantized, known, problem, batch_size = prepare(workload, mesh)
+  introduce(workload, quantized, batch_size)
+  own = {'bank': quantized.bank, 'sensitivities': known}
+  read |= {name: files.digest(tree) for name, tree in own.items()}
+  devices.check_equal(
+    files.seal(read)['sha256'], 'weights, images or sensitivities'
+  )
+  # Before the folder is made: a run that is refused leaves none.
+  species = tuple(make(problem, FLAGS.population) for make in builders.values())
+  is_first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
-    is_first = jax.process_index() == 0
+    digest, front = None, None
     if is_first:
-      stack.enter_context(runs.locked(workdir()))
-      runs.write_flags(workdir(), started_with)
-    state = search(problem, species, generations, batch_size)
-    print(f'scoring the front on {len(workload.test.labels)} unseen images')
-    front = describe(workload, quantized, problem, state, list(builders))
+      digest, front = stack.enter_context(runs.started(workdir(), given, read))
+    if devices.from_first(np.asarray(front is not None)):
+      print(f'all {generations} generations of this run are done')
+    else:
+      state = search(problem, species, generations, batch_size, digest)
+      print(f'scoring the front on {len(workload.test.labels)} unseen images')
+      front = describe(workload, quantized, problem, state, list(builders))
+      if is_first:
+        runs.write_front(workdir(), front | {'run': digest})
+        front = runs.read_front(workdir())
     if is_first:
-      runs.write_front(workdir(), front)
-      summarise(workdir())
+      summarise(workdir(), front)
 
 
 if __name__ == '__main__':

@@ -35,8 +35,9 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-  """What an error says, on one line, or else its kind."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+  """What an error says, on one line of at most 200 characters, or its kind."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:200]
 
 
 class Population(NamedTuple):

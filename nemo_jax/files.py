@@ -71,7 +71,8 @@ def errors_named(path: str | os.PathLike) -> Iterator[None]:
     raise InputError(f'cannot use {where}: {reason}') from error
 
 
-def _delete(path: pathlib.Path) -> None:
+def delete(path: pathlib.Path) -> None:
+  """Deletes a file, a folder with all in it, or a link; errors are left."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path, ignore_errors=True)
   else:
@@ -89,7 +90,7 @@ def _sweep(folder: pathlib.Path) -> None:
       try:
         # Whoever writes a draft holds its lock, which ends with the process.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _delete(path)
+        delete(path)
       finally:
         os.close(handle)
 
@@ -121,7 +122,7 @@ def draft(
     else:
       handle, name = tempfile.mkstemp(**names)
       made = pathlib.Path(name)
-    stack.callback(_delete, made)
+    stack.callback(delete, made)
     stack.callback(os.close, handle)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield made
@@ -161,14 +162,18 @@ def _digest_of_names(arrays: Mapping[str, np.ndarray]) -> str:
   return digest([np.frombuffer(names.encode(), np.uint8), *parts])
 
 
+def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  seal = np.frombuffer(bytes.fromhex(_digest_of_names(arrays)), np.uint8)
+  with open(path, 'wb') as file:
+    np.savez(file, **arrays, **{_DIGEST: seal})
+
+
 def write_arrays(
   path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
 ) -> None:
   """Writes arrays by name as an .npz with their digest."""
-  arrays = {name: np.asarray(x) for name, x in arrays.items()}
-  seal = np.frombuffer(bytes.fromhex(_digest_of_names(arrays)), np.uint8)
-  with draft(path) as made, open(made, 'wb') as file:
-    np.savez(file, **arrays, **{_DIGEST: seal})
+  with draft(path) as made:
+    _save(made, {name: np.asarray(x) for name, x in arrays.items()})
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -220,9 +225,7 @@ def read_npz(
         if names is None or name in names
       }
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-      raise DamagedError(
-        f'{path} is damaged: {first_line(error)[:200]}'
-      ) from error
+      raise DamagedError(f'{path} is damaged: {first_line(error)}') from error
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -240,22 +243,47 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def cached(
-  path: str | os.PathLike, make: Callable[[], Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-  """The arrays in a file of a cache, made and written if it is not there.
+  path: str | os.PathLike,
+  make: Callable[[], Mapping[str, np.ndarray]],
+  parse: Callable[[dict[str, np.ndarray]], Any] = lambda arrays: arrays,
+) -> Any:
+  """What a file of a cache holds; made and written if it is not there.
 
   A damaged file is made again, and a warning says so.
+
+  Args:
+    path: of the file.
+    make: returns the arrays by name.
+    parse: what to return, of the arrays; a file for which it raises
+      `InputError` counts as damaged.
+
+  Raises:
+    InputError: the operating system refuses.
   """
   path = local(path)
   if path.exists():
     try:
-      return read_arrays(path)
-    except DamagedError as error:
-      warnings.warn(f'{error}; it is made again', stacklevel=2)
-  arrays = {name: np.asarray(x) for name, x in make().items()}
-  if jax.process_index() == 0:
-    write_arrays(path, arrays)
-  return arrays
+      return parse(read_arrays(path))
+    except InputError as error:
+      reason = error if isinstance(error, DamagedError) else f'{path}: {error}'
+      warnings.warn(f'{reason}; it is made again', stacklevel=2)
+  writes = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    # Before the work, so that a folder that takes no file is named at once.
+    made = stack.enter_context(draft(path)) if writes else None
+    arrays = {name: np.asarray(x) for name, x in make().items()}
+    if writes:
+      _save(made, arrays)
+  return parse(arrays)
+
+
+def plain(value: Any) -> Any:
+  """Arrays as lists of numbers, infinities as None: what JSON can hold."""
+  array = np.asarray(value)
+  if array.ndim:
+    return [plain(x) for x in array]
+  number = array.item()
+  return number if np.isfinite(number) else None
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,6 +313,5 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError('it holds no object')
     # A deep nest of brackets is a RecursionError.
     except (ValueError, RecursionError) as error:
-      reason = str(error).splitlines()[0][:200]
-      raise DamagedError(f'{path} is damaged: {reason}') from error
+      raise DamagedError(f'{path} is damaged: {first_line(error)}') from error
   return content

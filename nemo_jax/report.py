@@ -1,8 +1,10 @@
 """Pictures of a run: the front, its projections, the species, the bits."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,7 +14,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from nemo_jax import arena  # noqa: E402
+from nemo_jax import arena, files  # noqa: E402
+from nemo_jax.base import first_line  # noqa: E402
 
 LABELS = {
   'top1_error': 'top-1 error',
@@ -30,10 +33,30 @@ def _label(name: str) -> str:
 
 
 def _save(figure, workdir, name: str) -> pathlib.Path:
-  path = pathlib.Path(workdir) / name
-  figure.savefig(path, dpi=110, bbox_inches='tight')
-  plt.close(figure)
+  path = files.local(workdir) / name
+  try:
+    with files.draft(path) as made:
+      figure.savefig(made, format='png', dpi=110, bbox_inches='tight')
+  finally:
+    plt.close(figure)
   return path
+
+
+def draw(drawings: Iterable[tuple]) -> list[pathlib.Path]:
+  """Pictures; one warning names those that fail, which is no error of a run.
+
+  Args:
+    drawings: functions of this module, each with its arguments.
+  """
+  paths, failed = [], []
+  for function, *arguments in drawings:
+    try:
+      paths.append(function(*arguments))
+    except Exception as error:  # Matplotlib raises many kinds
+      failed.append(f'{function.__name__} ({first_line(error)})')
+  if failed:
+    warnings.warn(f'pictures are left out: {", ".join(failed)}', stacklevel=2)
+  return [path for path in paths if path]
 
 
 def _columns(points: Sequence[dict]) -> np.ndarray:
@@ -103,6 +126,16 @@ def plot_projections(workdir: str | os.PathLike, front: dict[str, Any]):
   return _save(figure, workdir, 'front_projections.png')
 
 
+def _series(metrics: list[dict], name: str, width: int) -> np.ndarray:
+  """float[G, width]: of each generation; NaN where it has no such numbers."""
+  rows = np.full((len(metrics), width), np.nan)
+  for row, line in zip(rows, metrics, strict=True):
+    # Lines of older versions have no digest, so anything may be in them.
+    with contextlib.suppress(TypeError, ValueError):
+      row[:] = np.asarray(line.get(name), float)
+  return rows
+
+
 def plot_species(
   workdir: str | os.PathLike, front: dict[str, Any], metrics: list[dict]
 ):
@@ -116,7 +149,7 @@ def plot_species(
   figure, axes = plt.subplots(1, 4, figsize=(18, 3.8))
   for panel, (key, title) in zip(axes, panels.items(), strict=False):
     # A species without a solution yet has no utility, which is stored as null.
-    rows = np.asarray([m[key] for m in metrics], float)
+    rows = _series(metrics, key, len(front['species']))
     for i, name in enumerate(front['species']):
       panel.plot(generations, rows[:, i], color=f'C{i}', label=name)
     panel.set_title(title)
@@ -124,7 +157,7 @@ def plot_species(
     axes[-1].remove()
   else:
     level = front['uniform_hypervolume']
-    axes[-1].plot(generations, [m['hypervolume'] for m in metrics], 'k')
+    axes[-1].plot(generations, _series(metrics, 'hypervolume', 1), 'k')
     axes[-1].axhline(level, color='k', ls='--', lw=1, label='uniform')
     axes[-1].set_title('hypervolume of the front')
     axes[-1].legend(fontsize=8)
@@ -251,7 +284,7 @@ def _color(index: int):
   return plt.get_cmap('tab20')(index % 20)
 
 
-def _plot_curves(workdir, results: dict, methods: Sequence[str]):
+def plot_curves(workdir, results: dict, methods: Sequence[str]):
   """Hypervolume against evaluations: the mean, and its 95 % interval.
 
   The second panel is what lies within a twentieth of the best.
@@ -283,7 +316,7 @@ def _plot_curves(workdir, results: dict, methods: Sequence[str]):
   return _save(figure, workdir, 'curves.png')
 
 
-def _plot_attainment(workdir, results: dict, methods, names):
+def plot_attainment(workdir, results: dict, methods, names):
   """What half of the seeds attain, against each cost."""
   figure, panels = plt.subplots(
     1, len(names) - 1, figsize=(5.5 * (len(names) - 1), 4.2), squeeze=False
@@ -323,7 +356,9 @@ def plot_compare(
     methods: which of them.
     names: of the objectives, performance first.
   """
-  return [
-    _plot_curves(workdir, results, methods),
-    _plot_attainment(workdir, results, methods, names),
-  ]
+  return draw(
+    [
+      (plot_curves, workdir, results, methods),
+      (plot_attainment, workdir, results, methods, names),
+    ]
+  )

@@ -1,9 +1,12 @@
 """A run's folder: its flags, checkpoints, metrics and front; and resuming.
 
-flags.json      what the run was started with
+flags.json      what the run was started with, and digests of what it read
 metrics.jsonl   a line a generation
 checkpoints/    the last generations, by orbax
 front.json      the result, when the run has ended
+
+All of it carries digests, and the digest of flags.json says in each checkpoint
+and in the front which run they are of.
 """
 
 import contextlib
@@ -12,35 +15,62 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 import nemo_jax
 from nemo_jax import files
 from nemo_jax.base import InputError, PyTree
+from nemo_jax.checkpoints import (
+  discard_after,
+  open_checkpoints,
+  restore,
+  save,
+)
+from nemo_jax.metrics import append_metrics, read_metrics, rewind_metrics
 
-FRONT_VERSION = 1
+__all__ = [
+  'FRONT_VERSION',
+  'append_metrics',
+  'check_flags',
+  'check_folder',
+  'discard_after',
+  'evolve',
+  'finished',
+  'locked',
+  'open_checkpoints',
+  'read_front',
+  'read_metrics',
+  'restore',
+  'rewind_metrics',
+  'save',
+  'started',
+  'write_flags',
+  'write_front',
+]
+
+FRONT_VERSION = 2
+# In flags.json, beside the flags: what the run read, by its digest.
+_READ = 'digests'
 
 
-def _plain(value: Any) -> Any:
-  """Arrays as lists of numbers, infinities as None: what JSON can hold."""
-  array = np.asarray(value)
-  if array.ndim:
-    return [_plain(x) for x in array]
-  number = array.item()
-  return number if np.isfinite(number) else None
+def check_folder(path: str | os.PathLike, read_only: bool = False) -> None:
+  """Raises `InputError` unless the folder is there or can be made.
 
-
-def check_folder(path: str | os.PathLike) -> None:
-  """Raises `InputError` unless the folder is there or can be made."""
+  Args:
+    path: of the folder.
+    read_only: whether one that is there serves without being writable.
+  """
   path = files.local(path).absolute()
-  there = next(p for p in (path, *path.parents) if p.exists())
-  if not there.is_dir() or not os.access(there, os.W_OK):
-    raise InputError(f'cannot use {path}: {there} is no folder to write to')
+  with files.errors_named(path):
+    there = next(p for p in (path, *path.parents) if p.exists())
+    serves = read_only and there == path
+    if not there.is_dir() or not (serves or os.access(there, os.W_OK)):
+      raise InputError(f'cannot use {path}: {there} is no folder to write to')
 
 
 @contextlib.contextmanager
@@ -52,164 +82,141 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
   Raises:
     InputError: another process holds it, or the folder cannot be made.
   """
+  workdir = files.local(workdir)
   with contextlib.ExitStack() as stack:
-    try:
-      pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-      file = stack.enter_context(open(pathlib.Path(workdir) / '.lock', 'w'))
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(f'another process is running in {workdir}') from error
-    except OSError as error:
-      raise InputError(f'cannot use {workdir}: {error.strerror}') from error
+    with files.errors_named(workdir):
+      workdir.mkdir(parents=True, exist_ok=True)
+      file = stack.enter_context(open(workdir / '.lock', 'w'))
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise InputError(f'another process is running in {workdir}') from error
     yield
 
 
-def check_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
+def _with_digests(flags: Mapping, digests: Mapping | None) -> dict[str, Any]:
+  return dict(flags) if digests is None else {**flags, _READ: dict(digests)}
+
+
+def _changes(stored: Mapping, given: Mapping) -> Iterator[str]:
+  """What differs, in words; digests say what they are of."""
+  for name, value in sorted(given.items()):
+    if name == _READ:
+      before = stored.get(name)
+      before = before if isinstance(before, dict) else {}
+      for what, digest in value.items():
+        if what not in before:
+          yield f'{what}: not recorded'
+        elif before[what] != digest:
+          yield f'{what} changed'
+    elif stored.get(name) != value:
+      yield f'{name}={stored.get(name)!r} became {value!r}'
+
+
+def check_flags(
+  workdir: str | os.PathLike,
+  flags: Mapping[str, Any],
+  digests: Mapping[str, str] | None = None,
+) -> None:
   """Compares what a run in the folder was started with, if there is one.
 
   Only the names given are compared.
 
+  Args:
+    workdir: the run's folder.
+    flags: what JSON can hold, by name.
+    digests: of what the run reads; a name says what it is of.
+
   Raises:
-    InputError: a flag differs from that of the run in the folder.
+    files.DamagedError: flags.json is not as it was written.
+    InputError: a flag, or what the run read, differs from that of the run.
   """
-  path = pathlib.Path(workdir) / 'flags.json'
+  path = files.local(workdir) / 'flags.json'
   if not path.exists():
     return
-  try:
-    stored = dict(json.loads(path.read_text()))
-  except (TypeError, ValueError) as error:
-    raise InputError(f'{path} is damaged: {error}') from error
-  changed = [
-    f'{name}={stored.get(name)!r} became {value!r}'
-    for name, value in sorted(flags.items())
-    if stored.get(name) != value
-  ]
+  stored = files.read_json(path)
+  # Those of older versions have no digest.
+  if 'sha256' in stored and not files.is_sealed(stored):
+    raise files.DamagedError(f'{path} is damaged: its digest does not match')
+  changed = list(_changes(stored, _with_digests(flags, digests)))
   if changed:
     raise InputError(
-      f'{workdir} holds a run with other flags ({"; ".join(changed)}); give '
-      'the same flags to resume it or another --workdir'
+      f'{workdir} holds a run with other flags or files '
+      f'({"; ".join(changed)}); give the same to resume it or another --workdir'
     )
 
 
-def write_flags(workdir: str | os.PathLike, flags: dict[str, Any]) -> None:
-  """Starts a run's folder; from now on it takes no other flags."""
-  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-  text = json.dumps(flags, indent=2, sort_keys=True) + '\n'
-  files.write_text(pathlib.Path(workdir) / 'flags.json', text)
-
-
-def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
-  """The manager of a run's checkpoints; it keeps the last three."""
-  folder = pathlib.Path(workdir).absolute() / 'checkpoints'
-  folder.mkdir(parents=True, exist_ok=True)
-  me = jax.process_index()
-  return ocp.CheckpointManager(
-    folder,
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=3,
-      create=False,
-      enable_async_checkpointing=False,
-      # The process that stores waits for no other.
-      multiprocessing_options=ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}
-      ),
-    ),
-  )
-
-
-def save(
-  checkpoints: ocp.CheckpointManager, generation: int, state: PyTree
-) -> None:
-  """Stores a generation; orbax renames it into place when it is complete."""
-  leaves = jax.tree.leaves(jax.device_get(state))
-  checkpoints.save(
-    generation,
-    args=ocp.args.Composite(
-      leaves=ocp.args.StandardSave(leaves),
-      digest=ocp.args.JsonSave({'sha256': files.digest(leaves)}),
-    ),
-  )
-
-
-def _read(checkpoints, generation: int, state: PyTree) -> PyTree:
-  """One checkpoint in the structure of `state`; ValueError if it is damaged."""
-  leaves, treedef = jax.tree.flatten(jax.device_get(state))
-  try:
-    stored = checkpoints.restore(
-      generation,
-      args=ocp.args.Composite(
-        leaves=ocp.args.StandardRestore(leaves),
-        digest=ocp.args.JsonRestore(),
-      ),
+def _check_results(workdir: pathlib.Path, run: str) -> None:
+  """Raises `InputError` if results are there, and none is of this run."""
+  results = ['front.json', 'compare.json', 'checkpoints/*/digest/metadata']
+  found = [path for pattern in results for path in workdir.glob(pattern)]
+  owners = set()
+  for path in found:
+    with contextlib.suppress(InputError):
+      owners.add(files.read_json(path).get('run'))
+  if found and run not in owners:
+    raise InputError(
+      f'{workdir} has results but no flags.json, and they are of other flags '
+      'or files; give another --workdir'
     )
-  except Exception as error:  # orbax and tensorstore raise many kinds
-    raise ValueError(str(error).strip().splitlines()[0][:200]) from error
-  if files.digest(stored.leaves) != stored.digest['sha256']:
-    raise ValueError('its content does not match its checksum')
-  return jax.tree.unflatten(treedef, stored.leaves)
 
 
-def restore(
-  checkpoints: ocp.CheckpointManager, state: PyTree
-) -> tuple[PyTree, list[str]]:
-  """The last readable checkpoint, and a line for each that was damaged.
-
-  Damaged ones are deleted, so that they can be written anew.
+def write_flags(
+  workdir: str | os.PathLike,
+  flags: Mapping[str, Any],
+  digests: Mapping[str, str] | None = None,
+) -> str:
+  """Starts a run's folder; from now on it takes no others. Returns its digest.
 
   Args:
-    checkpoints: from `open_checkpoints`.
-    state: the state of a new run, which is returned if there is nothing yet;
-      gives structure and shapes.
+    workdir: the run's folder.
+    flags: what JSON can hold, by name.
+    digests: of what the run reads; a name says what it is of.
 
   Raises:
-    InputError: there are checkpoints, and none can be read.
+    InputError: there are results of another run, or the operating system
+      refuses.
   """
-  notes = []
-  generations = sorted(checkpoints.all_steps(), reverse=True)
-  for generation in generations:
-    try:
-      return _read(checkpoints, generation, state), notes
-    except ValueError as error:
-      notes.append(f'checkpoint {generation} is damaged ({error})')
-  if generations:
-    raise InputError(
-      f'no readable checkpoint in {checkpoints.directory}: '
-      f'{"; ".join(notes)}; delete the folder to start again'
-    )
-  return state, notes
+  content = files.seal(_with_digests(flags, digests))
+  path = files.local(workdir) / 'flags.json'
+  # What is there has been compared; a full disk is no reason to stop here.
+  if not path.exists():
+    _check_results(path.parent, content['sha256'])
+    text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+    files.write_text(path, text)
+  return content['sha256']
 
 
-def discard_after(checkpoints: ocp.CheckpointManager, generation: int) -> None:
-  """Deletes the checkpoints of later generations, which were damaged."""
-  for later in checkpoints.all_steps():
-    if later > generation:
-      checkpoints.delete(later)
+@contextlib.contextmanager
+def started(
+  workdir: str | os.PathLike,
+  flags: Mapping[str, Any],
+  digests: Mapping[str, str],
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+  """The digest of a run, and its front if it has ended.
 
+  Within, no other process runs in the folder, and errors of the operating
+  system name it. A run that has ended is not locked: it may be on a disk that
+  is read-only.
 
-def append_metrics(workdir: str | os.PathLike, metrics: dict) -> None:
-  """Adds a line to metrics.jsonl."""
-  line = json.dumps({name: _plain(value) for name, value in metrics.items()})
-  with open(pathlib.Path(workdir) / 'metrics.jsonl', 'a') as file:
-    file.write(line + '\n')
+  Args:
+    workdir: the run's folder, which is made.
+    flags: see `check_flags`.
+    digests: see `check_flags`.
 
-
-def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-  """The lines of metrics.jsonl; what is not a generation's is left out."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  lines = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-      metrics = json.loads(line)
-      int(metrics['generation'])
-      lines.append(metrics)
-  return lines
-
-
-def rewind_metrics(workdir: str | os.PathLike, generation: int) -> None:
-  """Forgets the lines of later generations, which will be written again."""
-  kept = [m for m in read_metrics(workdir) if m['generation'] <= generation]
-  text = ''.join(json.dumps(line) + '\n' for line in kept)
-  files.write_text(pathlib.Path(workdir) / 'metrics.jsonl', text)
+  Raises:
+    InputError: see `check_flags`, `locked` and `write_flags`.
+  """
+  run = files.seal(_with_digests(flags, digests))['sha256']
+  check_flags(workdir, flags, digests)
+  if front := finished(workdir, run):
+    yield run, front
+    return
+  with locked(workdir), files.errors_named(workdir):
+    # Another process may have been here since.
+    check_flags(workdir, flags, digests)
+    write_flags(workdir, flags, digests)
+    yield run, None
 
 
 def evolve(
@@ -218,10 +225,12 @@ def evolve(
   step,
   state: PyTree,
   generations: int,
+  run: str | None = None,
 ) -> Iterator[tuple[PyTree, dict]]:
   """The state and metrics of each generation still to come, all stored.
 
-  Without `checkpoints` nothing is stored: another process does it.
+  Without `checkpoints` nothing is stored: another process does it. `run` is
+  what `started` gave.
 
   Metrics go first: if a kill comes between, `rewind_metrics` takes the line
   back, and the generation is repeated from the checkpoint before.
@@ -230,17 +239,22 @@ def evolve(
     state, metrics = step(state)
     if checkpoints is not None:
       append_metrics(workdir, metrics)
-      save(checkpoints, generation, state)
+      save(checkpoints, generation, state, run)
     yield state, metrics
 
 
 def write_front(workdir: str | os.PathLike, front: dict[str, Any]) -> None:
-  """Writes front.json: `version`, `versions`, then what is given.
+  """Writes front.json: `version`, `versions`, then what is given, sealed.
 
-  The schema, version 1. `workload`, `seed`, `evaluations`, `objective_names`,
+  The schema, version 2. `workload`, `seed`, `evaluations`, `objective_names`,
   `bit_widths`, `quantizers` (names, in the order of every `bits`), `points`:
   each with `bits`, `objectives` in the order of their names, `test_accuracy`
-  and `species`. Further keys may be added without a new version.
+  and `species`; `sha256`, see `files.seal`, which version 1 lacks. `run`, if
+  there, is the digest of flags.json. Further keys may be added without a new
+  version.
+
+  Raises:
+    InputError: the operating system refuses, for a full disk for example.
   """
   versions = {
     'nemo_jax': nemo_jax.__version__,
@@ -248,24 +262,42 @@ def write_front(workdir: str | os.PathLike, front: dict[str, Any]) -> None:
     'python': platform.python_version(),
   }
   content = {'version': FRONT_VERSION, 'versions': versions} | front
-  text = json.dumps(content, indent=1, default=_plain) + '\n'
-  files.write_text(pathlib.Path(workdir) / 'front.json', text)
+  content = json.loads(json.dumps(content, default=files.plain))
+  text = json.dumps(files.seal(content), indent=1) + '\n'
+  files.write_text(files.local(workdir) / 'front.json', text)
 
 
 def read_front(workdir: str | os.PathLike) -> dict[str, Any]:
   """The content of front.json.
 
   Raises:
-    InputError: it is absent, damaged, or of a version that is not known.
+    files.DamagedError: the content differs from what was written.
+    InputError: it is absent, or of a version that is not known.
   """
-  path = pathlib.Path(workdir) / 'front.json'
-  try:
-    front = dict(json.loads(path.read_text()))
-  except (OSError, TypeError, ValueError) as error:
-    raise InputError(f'cannot read {path}: {error}') from error
-  if front.get('version') != FRONT_VERSION:
+  path = files.local(workdir) / 'front.json'
+  front = files.read_json(path)
+  version = front.get('version')
+  if version not in range(1, FRONT_VERSION + 1):
     raise InputError(
-      f'{path} has version {front.get("version")!r}; this package reads '
-      f'{FRONT_VERSION}'
+      f'{path} has version {version!r}; this package reads 1 to {FRONT_VERSION}'
     )
+  sealed = version > 1 or 'sha256' in front
+  if sealed and not files.is_sealed(front):
+    raise files.DamagedError(f'{path} is damaged: its digest does not match')
   return front
+
+
+def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:
+  """The front of a run that has ended; None where it is still to be written.
+
+  Raises:
+    InputError: it is of a version that is not known.
+  """
+  if not (files.local(workdir) / 'front.json').exists():
+    return None
+  try:
+    front = read_front(workdir)
+  except files.DamagedError as error:
+    warnings.warn(f'{error}; it is written again', stacklevel=2)
+    return None
+  return front if front.get('run') == run else None

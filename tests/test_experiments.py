@@ -96,10 +96,15 @@ def test_blas_has_one_thread():
   assert set(json.loads(told.stdout)) == {1}
 
 
-@pytest.mark.parametrize('text', ['{"nemo": ', '7'])
+@pytest.mark.parametrize('text', ['{"nemo": ', '7', '{"nemo": {}}', 'sealed'])
 def test_damaged_results_are_named(tmp_path, text):
   path = tmp_path / 'compare.json'
-  path.write_text(text)
+  results = {'nemo': {'0': {'front': [[0.5, 0.25]]}}}
+  compare.write_results(path, results, 'digest')
+  assert compare.read_results(path) == results
+  path.write_text(
+    path.read_text().replace('0.25', '0.26') if text == 'sealed' else text
+  )
   with pytest.raises(InputError, match='compare.json is damaged.*delete it'):
     compare.read_results(path)
 

@@ -58,6 +58,35 @@ def test_a_damaged_cache_is_made_again(tmp_path):
   assert same(files.cached(path, pytest.fail))
 
 
+def test_a_cache_that_does_not_fit_is_made_again(tmp_path):
+  path = tmp_path / 'a.npz'
+  files.write_arrays(path, {'codes': np.zeros(3)})
+
+  def parse(arrays):
+    if arrays['codes'].dtype != np.int8:
+      raise InputError('codes are no int8')
+    return arrays['codes'].sum()
+
+  with pytest.warns(UserWarning, match='a.npz: codes are no int8; .*again'):
+    assert files.cached(path, lambda: ARRAYS, parse) == 780
+  assert files.cached(path, pytest.fail, parse) == 780
+
+
+def test_a_cache_that_takes_no_file_is_named_before_the_work(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='cannot use .*file'):
+    files.cached(tmp_path / 'file' / 'a.npz', pytest.fail)
+
+
+def test_work_that_fails_leaves_nothing_in_the_cache(tmp_path):
+  def fail():
+    raise KeyError
+
+  with pytest.raises(KeyError):
+    files.cached(tmp_path / 'a.npz', fail)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_header_that_claims_a_petabyte_is_refused(tmp_path):
   path = tmp_path / 'a.npz'
   files.write_arrays(path, {'x': np.zeros((3, 100), np.uint8)})

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
   ['base'],
   ['devices', 'files'],
-  ['evaluate'],
+  ['checkpoints', 'evaluate', 'metrics'],
   [
     'blocks',
     'estimate',

@@ -108,3 +108,45 @@ def test_two_objectives_have_pictures_too(front, metrics, tmp_path):
     del row['hypervolume']
   front['uniform_hypervolume'] = None
   assert report.plot_species(tmp_path, front, metrics).exists()
+
+
+def test_pictures_that_fail_are_one_warning(front, metrics, tmp_path):
+  broken = [{'generation': 1}] + metrics
+  (tmp_path / 'front_projections.png').mkdir()
+  del front['quantizers']
+  with pytest.warns(UserWarning, match='pictures are left out') as said:
+    paths = report.draw(
+      [
+        (report.plot_front, tmp_path, front),
+        (report.plot_projections, tmp_path, front),
+        (report.plot_species, tmp_path, front, broken),
+        (report.plot_bits, tmp_path, front, []),
+      ]
+    )
+  assert [p.name for p in paths] == ['front_3d.png', 'species.png']
+  (warning,) = said
+  text = str(warning.message)
+  assert text.startswith('pictures are left out: plot_projections (cannot use')
+  assert "plot_bits ('quantizers')" in text
+  assert len(text.splitlines()) == 1
+  left = {p.name for p in tmp_path.iterdir()}
+  assert left == {'front_3d.png', 'species.png', 'front_projections.png'}
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    {},
+    {'utilitx': [0.1, 0.2]},
+    {'utility': 'x', 'allocation': {}, 'hypervolume': [1, 2]},
+    {'utility': [[1]], 'front_share': [1, 2, 3], 'hypervolume': {}},
+    {'utility': [None, None], 'allocation': None, 'hypervolume': None},
+  ],
+)
+def test_species_are_drawn_whatever_lines_hold(front, metrics, tmp_path, line):
+  lines = [*metrics, {'generation': 4} | line]
+  assert report.plot_species(tmp_path, front, lines).exists()
+
+
+def test_species_are_drawn_of_no_lines(front, tmp_path):
+  assert report.plot_species(tmp_path, front, []).exists()

@@ -13,6 +13,8 @@ import moocore
 import numpy as np
 import pytest
 
+from nemo_jax import files
+
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
   '--species=direct,gcn',
@@ -104,7 +106,8 @@ def test_a_run_leaves_what_it_promises(finished):
 
 def test_the_front_has_its_schema_and_no_dominated_point(finished):
   front = json.loads((finished[0] / 'front.json').read_text())
-  assert front['version'] == 1
+  assert front['version'] == 2
+  assert files.is_sealed(front)
   assert front['workload'] == 'digits'
   assert front['seed'] == 0
   assert front['evaluations'] == 64
@@ -142,13 +145,17 @@ def test_killed_at_random_it_finds_the_same_front(finished, tmp_path, cache):
 
 def test_changed_flags_are_refused_and_nothing_is_lost(finished, search):
   workdir, _ = finished
-  files = ('flags.json', 'metrics.jsonl', 'front.json')
-  before = [(workdir / name).read_bytes() for name in files]
+  names = ('flags.json', 'metrics.jsonl', 'front.json')
+  before = [(workdir / name).read_bytes() for name in names]
   refused = search(workdir, *SMALL, '--seed=1')
   assert refused.returncode == 1
   assert 'seed=0 became 1' in refused.stderr
   assert len(refused.stderr.strip().splitlines()) == 1
-  assert before == [(workdir / name).read_bytes() for name in files]
+  assert before == [(workdir / name).read_bytes() for name in names]
+
+
+def slow_case(value):
+  return pytest.param(value, marks=pytest.mark.slow)
 
 
 def slow(flag, words):
@@ -188,13 +195,32 @@ def test_bad_input_is_one_line_and_starts_no_run(search, tmp_path, flag, words):
   assert not (tmp_path / 'run').exists()
 
 
-def test_weights_that_changed_are_refused(finished, tmp_path, search):
+@pytest.mark.parametrize(
+  'what', ['weights', 'labels of the search', slow_case('bank')]
+)
+def test_what_a_run_read_and_changed_is_named(finished, tmp_path, search, what):
   workdir, _ = finished
   flags = json.loads((workdir / 'flags.json').read_text())
-  (tmp_path / 'flags.json').write_text(json.dumps(flags | {'weights': 'old'}))
+  flags['digests'][what] = 'old'
+  (tmp_path / 'flags.json').write_text(json.dumps(files.seal(flags)))
   refused = search(tmp_path, *SMALL)
   assert refused.returncode == 1
-  assert "weights='old' became" in refused.stderr
+  assert f'({what} changed)' in refused.stderr
+  assert len(refused.stderr.strip().splitlines()) == 1
+  assert [p.name for p in tmp_path.iterdir()] == ['flags.json']
+
+
+def test_all_that_decides_a_result_is_digested(finished):
+  flags = json.loads((finished[0] / 'flags.json').read_text())
+  assert files.is_sealed(flags)
+  parts = {
+    f'{part} of the {use}'
+    for part in ('images', 'labels')
+    for use in ('calibration', 'search', 'test')
+  }
+  own = {'weights', 'bank', 'sensitivities'}
+  assert set(flags['digests']) == parts | own
+  assert all(len(digest) == 64 for digest in flags['digests'].values())
 
 
 def test_a_list_that_is_not_of_numbers_is_named(search, tmp_path):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nemo_jax.base import Array, InputError, PyTree
+from nemo_jax.base import Array, InputError, PyTree, first_line
 from nemo_jax.quantization import analysis as analysis_lib
 from nemo_jax.quantization import examples
 from nemo_jax.quantization import program as program_lib
@@ -72,10 +72,9 @@ def _for(apply, variables, images, also, count: int) -> Trace:
   except (InputError, NotImplementedError):
     raise
   except Exception as error:  # the function's own
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise InputError(
       f'apply cannot be traced for {count} of the {images.shape[0]} examples '
-      f'({reason}); it has to work for any number of them'
+      f'({first_line(error)}); it has to work for any number of them'
     ) from error
 
 

@@ -101,7 +101,7 @@ def _unpickled(path: pathlib.Path) -> Any:
       # Weights only: a pickle that would call anything else is refused.
       return torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # torch, pickle and zipfile raise many kinds
-    reason = first_line(error)[:200]
+    reason = first_line(error)
     if called := re.search(r'GLOBAL (\S+)', str(error)):
       reason = f'it would call {called[1]}'
     elif 'weights_only' in str(error):  # advice to load it in spite of that
