@@ -80,7 +80,7 @@ def run() -> None:
 
   contestants['generation'] = generation
   for (name, one), own in zip(team.items(), private, strict=True):
-    ask = jax.jit(one.ask)
+    ask = jax.jit(one.ask_more or one.ask)
     contestants[f'{name} proposes'] = lambda ask=ask, own=own: (
       jax.block_until_ready(ask(key, own))
     )

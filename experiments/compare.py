@@ -105,7 +105,7 @@ def contestant(method: str, problem, quantized):
     )
     return problem, rival.INFORMED, run
   words, at, option = method.partition('@')
-  if words == 'paper':
+  if species_lib.is_blind(words.split('+')):
     problem = mixed_precision.blind(problem)
   settings = {}
   if at:

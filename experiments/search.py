@@ -299,7 +299,7 @@ def prepare(workload, mesh):
   batch_size = FLAGS.batch_size or candidates_at_once(macs * count)
   at_once = options.images_at_once(quantized, batch_size or 1)
   known = None
-  if FLAGS.species != ['paper']:
+  if not species_lib.is_blind(FLAGS.species):
     known = estimates.sensitivities(workload, quantized, bit_widths())
   problem = mixed_precision.make_problem(
     quantized,

@@ -71,7 +71,8 @@ class Ledger:
         np.pad(found[-1], padding, constant_values=np.inf),
         np.zeros(self._block, np.int32),
       )
-      self.note(_insert(self.archive, block), len(rows))
+      reference = self._problem.reference
+      self.note(_insert(self.archive, block, reference), len(rows))
     return np.concatenate(found)
 
 
@@ -102,7 +103,7 @@ def objectives(
     progress(1)
   found = np.asarray(values, np.float32).reshape(-1, len(problem.ideal))
   # What fails is worth nothing, as for NEMO.
-  failed = np.isnan(found).any(axis=1, keepdims=True)
+  failed = ~np.isfinite(found).all(axis=1, keepdims=True)
   return np.where(failed, np.float32(np.inf), found)
 
 

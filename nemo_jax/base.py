@@ -16,7 +16,7 @@ Letters used in shape comments throughout the package:
   E  pairs of nodes that cost something together
 
 Masks are True where valid. An objective of +inf means "not evaluated" or
-"failed"; such a row never counts as a solution.
+"failed"; a row with one that is not finite never counts as a solution.
 """
 
 from collections.abc import Callable
@@ -127,5 +127,9 @@ class Species(NamedTuple):
   init: Callable[[Array], PyTree]  # (key) -> state
   ask: Callable[[Array, PyTree], tuple[Array, PyTree]]
   # (key, state) -> (choices [Q, N] int32, state)
+  # What a node does not allow is replaced by the nearest that it does.
   tell: Callable[[Array, PyTree, Feedback], PyTree]
   # (key, state, feedback) -> state
+  # As `ask`, with more rows, for a surrogate to choose from; `ask` if None.
+  ask_more: Callable[[Array, PyTree], tuple[Array, PyTree]] | None = None
+  made_for: str | None = None  # see `contract.fingerprint`; any if None

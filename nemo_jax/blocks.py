@@ -4,6 +4,7 @@ What a species proposes beyond its places takes time and is not evaluated; how
 many places it has is not known when a program is compiled.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -85,20 +86,18 @@ def fill(
   return jax.tree.map(finish, made)
 
 
-def ask(
-  propose: Callable[[PyTree, Array], tuple[Array, PyTree]],
-  number: int,
-  screened: bool,
-) -> Callable[[Array, PyTree], tuple[Array, PyTree]]:
-  """The `ask` of a species whose state has its `own` rows and its `offspring`.
+def asks(
+  propose: Callable[[PyTree, Array], tuple[Array, PyTree]], number: int
+) -> dict[str, Callable[[Array, PyTree], tuple[Array, PyTree]]]:
+  """`ask` and `ask_more` of a species.
 
   Args:
-    propose: (state, key) -> choices and genotypes of a block.
+    propose: (state, key) -> choices and genotypes of a block; the state has the
+      species' `own` rows and its `offspring`.
     number: of the blocks, see `divide`.
-    screened: see `wanted`.
   """
 
-  def ask_all(key, state):
+  def ask_all(key, state, screened):
     choices, offspring = fill(
       lambda key: propose(state, key),
       keys(key, number),
@@ -106,4 +105,7 @@ def ask(
     )
     return choices, state._replace(offspring=offspring)
 
-  return ask_all
+  return {
+    'ask': functools.partial(ask_all, screened=False),
+    'ask_more': functools.partial(ask_all, screened=True),
+  }

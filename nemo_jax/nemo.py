@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from nemo_jax import devices, pareto, surrogate
+from nemo_jax import checks, contract, devices, pareto, surrogate, variation
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -48,10 +48,11 @@ class State(NamedTuple):
 
   generation: Array  # int32[]
   population: Population  # [P, ...], rows of a species together
-  archive: Population  # [A, ...], every non-dominated point seen
+  # [A, ...], every non-dominated point seen; see `pareto.archive_insert`.
+  archive: Population
   species: tuple[Any, ...]  # the private state of each
-  evaluations: Array  # int32[S], done for each species
-  failures: Array  # int32[], evaluations that came back NaN
+  evaluations: Array  # int32[S], done for each species; see `_add`
+  failures: Array  # int32[], evaluations with an objective that is not finite
   seen: Population  # [H, ...], the last evaluations
   belief: surrogate.Belief  # what they say of others
 
@@ -77,9 +78,13 @@ def init(
   """The state before the first generation: nothing evaluated, equal shares.
 
   Raises:
-    InputError: fewer than two places for a species.
+    InputError: fewer than two places for a species; no slot in the archive; the
+      problem does not fit together (see `contract.check_problem`), or a species
+      was made for another.
   """
   check_size(population_size, len(species))
+  contract.check_problem(problem)
+  contract.check_species(problem, species)
   nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]
   shares = jnp.full(len(species), 1 / len(species))
   owners = _owners(_apportion(shares, population_size), population_size)
@@ -143,7 +148,8 @@ def allocate(
   worst = jnp.max(utility, where=known, initial=-jnp.inf)
   span = jnp.where(worst > best, worst - best, 1)
   value = jnp.where(known, (worst - utility) / span, 0)
-  total = jnp.sum(evaluations).astype(jnp.float32)
+  # Not as integers, which might wrap.
+  total = jnp.sum(evaluations.astype(jnp.float32))
   bonus = jnp.sqrt(jnp.log(jnp.maximum(total, 1)) / jnp.maximum(evaluations, 1))
   # Without this, a tie of all at v = 0 and c = 0 would divide by zero.
   score = value + exploration * bonus + 1e-6
@@ -173,11 +179,11 @@ def _narrow(problem: Problem, choices: Array) -> Array:
   return choices.astype(np.min_scalar_type(problem.allowed.shape[1] - 1))
 
 
-def _select(key, state, problem, asked, proposer, start, screen: bool):
+def _select(key, state, problem, asked, proposer, start, screened: bool):
   """What is evaluated: the order of each species' proposals, and P rows.
 
   First comes what is neither alive, in the archive, nor proposed twice; and of
-  this what promises most, where the problem lets that be foretold. Places for
+  this what promises most, where it is screened by the surrogate. Places for
   which a species has nothing new then go to new proposals of others.
 
   Returns:
@@ -194,7 +200,7 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
     jnp.concatenate([_narrow(problem, x) for x in rows]), jnp.concatenate(known)
   )
   repeated = repeated[-len(asked) :]
-  if not (screen and surrogate.applies(problem)):
+  if not screened:
     queue = pareto.order(2 * proposer + repeated, 2 * len(start))
     return queue, jnp.sort(queue[jnp.asarray(start)[owners] + _place(owners)])
   places = jax.ops.segment_sum(jnp.ones_like(owners), owners, len(start))
@@ -226,9 +232,27 @@ def _select(key, state, problem, asked, proposer, start, screen: bool):
   return queue, jnp.sort(row)
 
 
+def _add(count: Array, more: Array) -> Array:
+  """int32[...]: the sum, or the largest number where it is beyond."""
+  most = jnp.iinfo(jnp.int32).max
+  return jnp.where(count > most - more, most, count + more)
+
+
 def _keys(key: Array, state: State) -> Array:
   """Of asking, ranking, telling and remembering, in this generation."""
   return jax.random.split(jax.random.fold_in(key, state.generation), 4)
+
+
+def _propose(ask, problem: Problem, key: Array, state) -> tuple[Array, Any]:
+  """Proposals [Q, N] of a species, all of them allowed, and its state."""
+  choices, state = ask(key, state)
+  nodes, count = problem.allowed.shape
+  choices = checks.array(
+    'what a species proposes', choices, 'QN', 'whole', N=nodes
+  )
+  choices = jnp.clip(choices, 0, count - 1)
+  choices = variation.nearest_allowed(choices, problem.allowed)
+  return _narrow(problem, choices), state
 
 
 def ask(
@@ -246,13 +270,17 @@ def ask(
   The arguments are those of `step`; nothing reads the problem's data.
 
   Raises:
-    InputError: a species was made for another population size.
+    InputError: a species was made for another population size or another
+      problem, or does not propose choices.
   """
+  contract.check_species(problem, species)
   *keys, select_key = jax.random.split(_keys(key, state)[0], len(species) + 1)
+  # Here alone it is decided whether the surrogate chooses.
+  screened = screen and surrogate.applies(problem)
   asked, states = zip(
     *(
-      s.ask(k, st)
-      for s, k, st in zip(species, keys, state.species, strict=True)
+      _propose(s.ask_more if screened and s.ask_more else s.ask, problem, *rest)
+      for s, *rest in zip(species, keys, state.species, strict=True)
     ),
     strict=True,
   )
@@ -263,11 +291,11 @@ def ask(
       f'a species was made for a population of {min(counts)}; this one has '
       f'{places}'
     )
-  proposed = jnp.concatenate([_narrow(problem, x) for x in asked])
+  proposed = jnp.concatenate(asked)
   start = _starts(counts)
   proposer = jnp.asarray(np.repeat(np.arange(len(species)), counts), jnp.int32)
   queue, row = _select(
-    select_key, state, problem, proposed, proposer, start, screen
+    select_key, state, problem, proposed, proposer, start, screened
   )
   choices = proposed[row].astype(jnp.int32)
   asked = Asked(choices, proposer[row], row, proposed, queue, counts)
@@ -372,7 +400,10 @@ def hypervolume(
   return pareto.hypervolume(scaled, jnp.ones(scaled.shape[1]), mask)
 
 
-def _check_utility(kind: str, objectives: int) -> None:
+def _check_options(exploration, kind: str, objectives: int) -> None:
+  known = checks.concrete(exploration)
+  if known is not None and not known >= 0:
+    raise InputError(f'exploration is {exploration}; give 0 or more')
   if kind not in UTILITIES:
     raise InputError(
       f'unknown utility {kind!r}; the choices are {", ".join(UTILITIES)}'
@@ -422,17 +453,18 @@ def tell(
     problem: that it was given.
     species: the same.
     asked: what it returned.
-    objectives: [P, M] of `asked.choices`; NaN anywhere in a row where that
-      evaluation failed.
+    objectives: [P, M] of `asked.choices`; not finite anywhere in a row where
+      that evaluation failed.
     exploration: see `step`, as for those that follow.
     utility: one of UTILITIES.
     partitions: of the reference directions.
 
   Raises:
-    InputError: the utility is unknown or not for so many objectives, or these
-      are not of the shape that was asked for.
+    InputError: the exploration is below zero or no number, the utility unknown
+      or not for so many objectives, or these are not of the shape that was
+      asked for.
   """
-  _check_utility(utility, problem.ideal.shape[0])
+  _check_options(exploration, utility, problem.ideal.shape[0])
   wanted = len(asked.choices), problem.ideal.shape[0]
   if jnp.shape(objectives) != wanted:
     raise InputError(
@@ -445,11 +477,12 @@ def tell(
   directions = pareto.reference_directions(problem.ideal.shape[0], partitions)
 
   objectives = jnp.asarray(objectives, jnp.float32)
-  failed = jnp.any(jnp.isnan(objectives), axis=-1)
+  failed = ~jnp.all(jnp.isfinite(objectives), axis=-1)
   objectives = jnp.where(failed[:, None], jnp.inf, objectives)
   offspring = Population(asked.choices, objectives, asked.proposer)
-  evaluations = state.evaluations + jax.ops.segment_sum(
-    jnp.ones(places, jnp.int32), offspring.species, count
+  evaluations = _add(
+    state.evaluations,
+    jax.ops.segment_sum(jnp.ones(places, jnp.int32), offspring.species, count),
   )
   pool = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b]), state.population, offspring
@@ -489,10 +522,10 @@ def tell(
   new = State(
     generation=state.generation + 1,
     population=population,
-    archive=pareto.archive_insert(state.archive, offspring),
+    archive=pareto.archive_insert(state.archive, offspring, problem.reference),
     species=tuple(told),
     evaluations=evaluations,
-    failures=state.failures + jnp.sum(failed).astype(jnp.int32),
+    failures=_add(state.failures, jnp.sum(failed, dtype=jnp.int32)),
     seen=seen,
     belief=belief,
   )
@@ -553,6 +586,7 @@ def compile_step(
   problem: Problem,
   species: tuple[Species, ...],
   *,
+  screen: bool = True,
   batch_size: int | None = None,
   **options,
 ) -> tuple[Callable[[State], tuple[State, dict]], jax.stages.Compiled]:
@@ -567,17 +601,23 @@ def compile_step(
     state: from `init`.
     problem: what is searched.
     species: the tuple that `init` was given.
+    screen: as for `step`.
     batch_size: candidates evaluated at once, see `evaluate`.
     **options: of `tell`.
 
   Returns:
     What makes of a state, which it uses up, the next, and metrics; the program
     that evaluates.
+
+  Raises:
+    InputError: as for `ask` and `tell`.
   """
+  contract.check_species(problem, species)
   mesh, apart = problem.mesh, problem.replace(data=None, mesh=None)
   place = lambda x: devices.place(x, mesh, PartitionSpec())
   donated = {'donate_argnames': 'state'}
-  asks = jax.jit(functools.partial(ask, key, species=species), **donated)
+  asks = functools.partial(ask, key, species=species, screen=screen)
+  asks = jax.jit(asks, **donated)
   asks = asks.lower(state=state, problem=apart)
   scores = functools.partial(evaluate, batch_size=batch_size)
   scores = devices.jit(scores, mesh)

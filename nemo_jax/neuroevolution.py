@@ -14,7 +14,7 @@ import numpy as np
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax import flatten_util
 
-from nemo_jax import blocks, networks, variation
+from nemo_jax import blocks, contract, networks, variation
 from nemo_jax.base import (
   Array,
   Feedback,
@@ -148,6 +148,7 @@ class Policy(NamedTuple):
 
   start: Callable[[Array], PyTree]  # (key) -> weights, at random
   choose: Callable[[PyTree], Array]  # weights -> choices [N] int32
+  made_for: str | None = None  # see `Species`
 
 
 def _blank(policy: Policy) -> PyTree:
@@ -175,7 +176,8 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
     logits = jnp.where(problem.allowed, logits, -jnp.inf)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-  return Policy(lambda key: network.init(key, graph), choose)
+  start = lambda key: network.init(key, graph)
+  return Policy(start, choose, contract.fingerprint(problem))
 
 
 def make(
@@ -234,4 +236,4 @@ def make(
     told = tell_one(evolver, key, state, feedback, params)
     return told._replace(places=jnp.sum(feedback.own, dtype=jnp.int32))
 
-  return Species(init, ask, tell)
+  return Species(init, ask, tell, made_for=policy.made_for)

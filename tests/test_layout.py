@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the ground to the roof: a module imports only from floors below its own.
 FLOORS = [
   ['base'],
-  ['devices', 'files'],
-  ['checkpoints', 'evaluate', 'metrics'],
+  ['checks', 'devices', 'files'],
+  ['checkpoints', 'contract', 'evaluate', 'metrics'],
   [
     'blocks',
     'estimate',

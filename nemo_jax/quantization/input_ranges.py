@@ -86,8 +86,7 @@ def find(
 
   def count(layer, value):
     value = equalized(layer, value).astype(jnp.float32)
-    weights = [jnp.ones(value.shape[-1])]
-    weights += [importance[layer.weight]] if by_output else []
+    weights = [None, importance[layer.weight]] if by_output else [None]
     return jnp.stack(
       [calibrate.histogram(value, *limits[layer.weight], w) for w in weights]
     )

@@ -243,7 +243,7 @@ def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
       if quantizers[index].is_weight:
         return None
       low, negative_high = limits[index]
-      return calibrate.histogram(value, low, -negative_high)
+      return calibrate.count(value, low, -negative_high)
 
     return collect(count, jnp.add, variables, part)
 
@@ -251,7 +251,7 @@ def _observe(collect, quantizers, variables, chunks) -> tuple[dict, ...]:
   seen = [find_bounds(variables, part) for part in chunks]
   limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
   counts = [histograms(variables, part, limits) for part in chunks]
-  counts = jax.tree.map(lambda *x: sum(x), *counts)
+  counts = jax.tree.map(lambda *x: calibrate.total(x), *counts)
   return limits, counts
 
 

@@ -54,11 +54,17 @@ def find(name: str) -> Build:
 
 def need_estimate(words: Sequence[str]) -> list[str]:
   """Those of the species in a team that need the problem's estimate."""
-  modules = {
-    name: importlib.import_module(f'{__name__}.{name.partition(":")[0]}')
-    for name in team(words)
-  }
-  return [n for n, m in modules.items() if getattr(m, 'NEEDS_ESTIMATE', False)]
+  return [name for name in team(words) if _needs_estimate(name)]
+
+
+def _needs_estimate(name: str) -> bool:
+  module = importlib.import_module(f'{__name__}.{name.partition(":")[0]}')
+  return getattr(module, 'NEEDS_ESTIMATE', False)
+
+
+def is_blind(words: Sequence[str]) -> bool:
+  """Whether a team searches without sensitivities, as all with `paper` do."""
+  return 'paper' in words
 
 
 def _alone(make: Build) -> Build:
@@ -75,7 +81,8 @@ def team(words: Sequence[str]) -> dict[str, Build]:
     words: names for `find`, `nemo` or `paper`.
 
   Raises:
-    InputError: a name is unknown, or there twice.
+    InputError: a name is unknown, or there twice, or needs what `paper` does
+      without.
   """
   members = []
   for word in words:
@@ -88,5 +95,11 @@ def team(words: Sequence[str]) -> dict[str, Build]:
   if len(found) < len(members):
     raise InputError(
       f'species {", ".join(name for name, _ in members)}: give each once'
+    )
+  needing = [name for name in found if _needs_estimate(name)]
+  if is_blind(words) and needing:
+    raise InputError(
+      f'paper is without sensitivities, which {needing[0]!r} needs; name '
+      f'species of it, such as {",".join((PAPER[0], needing[0]))}'
     )
   return found

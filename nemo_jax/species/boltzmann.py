@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import blocks, surrogate, variation
+from nemo_jax import blocks, contract, variation
 from nemo_jax.base import Array, Problem, Species
 
 
@@ -140,5 +140,9 @@ def make(
       guest_rank=feedback.rank,
     )
 
-  ask = blocks.ask(propose, number, surrogate.applies(problem))
-  return Species(init, ask, tell)
+  return Species(
+    init=init,
+    tell=tell,
+    made_for=contract.fingerprint(problem),
+    **blocks.asks(propose, number),
+  )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import blocks, estimate, surrogate, variation
+from nemo_jax import blocks, contract, estimate, variation
 from nemo_jax.base import Array, Population, Problem, Species
 
 
@@ -123,5 +123,9 @@ def make(
       rank=feedback.rank,
     )
 
-  ask = blocks.ask(propose, number, surrogate.applies(problem))
-  return Species(init, ask, tell)
+  return Species(
+    init=init,
+    tell=tell,
+    made_for=contract.fingerprint(problem),
+    **blocks.asks(propose, number),
+  )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import blocks, estimate, surrogate, variation
+from nemo_jax import blocks, contract, estimate, variation
 from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -113,5 +113,9 @@ def make(
       own=feedback.own,
     )
 
-  ask = blocks.ask(propose, number, surrogate.applies(problem))
-  return Species(init, ask, tell)
+  return Species(
+    init=init,
+    tell=tell,
+    made_for=contract.fingerprint(problem),
+    **blocks.asks(propose, number),
+  )

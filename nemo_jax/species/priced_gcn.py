@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import estimate, networks, neuroevolution
+from nemo_jax import contract, estimate, networks, neuroevolution
 from nemo_jax.base import Problem, PyTree, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -57,7 +57,7 @@ def correct(
       jnp.exp(jnp.clip(log_factors, -10, 10)),
     )
 
-  return neuroevolution.Policy(start, choose)
+  return neuroevolution.Policy(start, choose, contract.fingerprint(problem))
 
 
 def make(

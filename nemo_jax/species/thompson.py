@@ -1,11 +1,12 @@
 """The estimate, corrected by all that was measured, at prices at random."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import blocks, estimate, surrogate
+from nemo_jax import blocks, contract, estimate, surrogate
 from nemo_jax.base import Array, Problem, Species
 
 # Of what a problem may lack; see `estimate.of`.
@@ -48,7 +49,7 @@ def make(
     factors = jnp.ones((draws, *problem.allowed.shape), jnp.float32)
     return State(factors, jnp.int32(0))
 
-  def ask(key, state):
+  def ask_all(key, state, screened):
     def propose(block):
       key, row = block
       prices = market.draw(key, size)
@@ -58,7 +59,7 @@ def make(
     proposed = blocks.fill(
       propose,
       (blocks.keys(key, number), rows),
-      blocks.wanted(state.places, surrogate.applies(problem)),
+      blocks.wanted(state.places, screened),
     )
     return proposed, state
 
@@ -69,4 +70,10 @@ def make(
     places = jnp.sum(feedback.own, dtype=jnp.int32)
     return State(jnp.where(known, drawn, state.factors), places)
 
-  return Species(init, ask, tell)
+  return Species(
+    init=init,
+    ask=functools.partial(ask_all, screened=False),
+    tell=tell,
+    ask_more=functools.partial(ask_all, screened=True),
+    made_for=contract.fingerprint(problem),
+  )
