@@ -7,22 +7,26 @@ same command; only the first writes, and prints.
 
 import contextlib
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 
 import jax
 from absl import flags
 
+from experiments import define
+from experiments.launch import explain
 from nemo_jax.base import InputError
 
 FLAGS = flags.FLAGS
+_MOST_PROCESSES = 2**16
 
-flags.DEFINE_integer(
+define.whole(
   'image_devices',
   1,
   'devices that divide the images of one candidate; the others take other '
   'candidates',
-  1,
 )
 flags.DEFINE_bool(
   'distributed',
@@ -34,10 +38,21 @@ flags.DEFINE_string(
   None,
   'join processes by hand: host and port where the first one listens',
 )
-flags.DEFINE_integer('processes', None, 'with --coordinator: how many', 1)
-flags.DEFINE_integer('process_id', None, 'with --coordinator: 0, 1, ...', 0)
-flags.DEFINE_integer(
-  'lost_after', 30, 'seconds of silence after which a process counts as lost', 1
+define.whole(
+  'processes', None, 'with --coordinator: how many', high=_MOST_PROCESSES
+)
+define.whole(
+  'process_id',
+  None,
+  'with --coordinator: 0, 1, ...',
+  low=0,
+  high=_MOST_PROCESSES - 1,
+)
+define.whole(
+  'lost_after',
+  30,
+  'seconds of silence after which a process counts as lost',
+  high=24 * 60 * 60,
 )
 
 # Flags that say where a run takes place, not what it is.
@@ -46,18 +61,40 @@ PLACES = tuple(
 )
 
 
-def _join() -> None:
-  """Joins the processes of the flags."""
-  by_hand = FLAGS.coordinator, FLAGS.processes, FLAGS.process_id
-  given = [value is not None for value in by_hand]
-  if any(given) and not all(given):
+def check() -> None:
+  """Raises `InputError` for processes that cannot be joined."""
+  given = [value is not None for value in _by_hand()]
+  if any(given) and (FLAGS.distributed or not all(given)):
     raise InputError(
       '--coordinator, --processes and --process_id go together; with '
       '--distributed the cluster says them'
     )
+  if not any(given):
+    return
+  match = re.fullmatch(r'([!-~]+):([0-9]{1,5})', FLAGS.coordinator)
+  if not match or not 1 <= int(match[2]) <= 65535:
+    raise InputError(
+      f'--coordinator={FLAGS.coordinator} is no host and port, such as '
+      '10.0.0.1:9000'
+    )
+  if FLAGS.process_id >= FLAGS.processes:
+    raise InputError(
+      f'--process_id={FLAGS.process_id} has to be below '
+      f'--processes={FLAGS.processes}'
+    )
+
+
+def _by_hand() -> tuple:
+  return FLAGS.coordinator, FLAGS.processes, FLAGS.process_id
+
+
+def _join() -> None:
+  """Joins the processes of the flags."""
+  # The service would take SIGTERM, which ends a process here.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
-      *by_hand, heartbeat_timeout_seconds=FLAGS.lost_after
+      *_by_hand(), heartbeat_timeout_seconds=FLAGS.lost_after
     )
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
@@ -71,6 +108,7 @@ def joined() -> Iterator[None]:
   A process that fails ends all others: they would wait for it. What is stored
   stays, and the run resumes on any number of devices.
   """
+  check()
   if not (FLAGS.distributed or FLAGS.coordinator):
     yield
     return
@@ -79,17 +117,20 @@ def joined() -> Iterator[None]:
     if jax.process_index():
       silence = stack.enter_context(open(os.devnull, 'w'))
       stack.enter_context(contextlib.redirect_stdout(silence))
+      stack.enter_context(warnings.catch_warnings(action='ignore'))
     try:
       yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
+      if line := explain(error):
+        _leave(f'error: {line}')
+      if not isinstance(error, jax.errors.JaxRuntimeError):
+        raise
       reason = str(error).strip().splitlines()[0]
       message = (
         f'error: process {jax.process_index()} of {jax.process_count()} lost '
         f'another one ({reason}); start all of them again to resume'
       )
       _leave(message)
-    except InputError as error:
-      _leave(f'error: {error}')
 
 
 def _leave(message: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import estimates, options
+from experiments import define, estimates, options
 from experiments.launch import launch
 from nemo_jax import (
   ablations,
@@ -38,7 +38,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
 flags.adopt_module_key_flags(estimates)
 
-flags.DEFINE_list(
+define.words(
   'methods',
   ['nemo', 'paper', *baselines.names()],
   'teams of species joined by +, "nemo" (the default team of a search), '
@@ -46,30 +46,25 @@ flags.DEFINE_list(
   'with each of the others. Behind a team and @, what is left out or other: '
   f'{", ".join(ablations.WORDS)}',
 )
-flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
-flags.register_validator(
-  'seeds',
-  lambda words: (
-    words
-    and all(word.isdecimal() for word in words)
-    and len(set(words)) == len(words)
-  ),
-  'different whole numbers, such as 0,1,2',
+define.words(
+  'seeds', ['0', '1', '2', '3', '4'], 'one run each', numbers=define.SEEDS
 )
-flags.DEFINE_list(
+define.words(
   'objectives',
   ['divergence', 'size', 'bit_operations'],
   f'what to minimise: {", ".join(mixed_precision.OBJECTIVES)}',
+  choices=mixed_precision.OBJECTIVES,
+  of='objective',
 )
-flags.DEFINE_integer('budget', 500, 'evaluations of every method', 2)
-flags.DEFINE_integer(
+define.whole('budget', 500, 'evaluations of every method', 2)
+define.whole(
   'population',
   20,
   'places of a team; budget and hypervolume go in blocks of so many '
   'evaluations, for all methods',
-  2,
+  *define.POPULATIONS,
 )
-flags.DEFINE_string('workdir', None, 'runs/compare/WORKLOAD if absent')
+define.path('workdir', None, 'runs/compare/WORKLOAD if absent')
 
 SHARES = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)  # of the budget, that tables show
 SCORES = ('search', 'unseen', 'unseen_top1')
@@ -154,22 +149,22 @@ def check_methods() -> None:
     if method in baselines.names():
       continue
     words, at, option = method.partition('@')
-    if at:
-      ablations.check(option)
-    try:
-      team = species_lib.team(words.split('+'))
-    except InputError as error:
-      rivals = ', '.join(baselines.names())
-      raise InputError(f'{error}; or one of the rivals {rivals}') from error
-    nemo.check_size(FLAGS.population, len(team))
-    needing = species_lib.need_estimate(words.split('+'))
-    if option == 'blind' and needing:
-      raise InputError(
-        f'{method!r}: {needing[0]!r} cannot be without sensitivities; name a '
-        'team without, such as direct@blind'
-      )
-  if not FLAGS.methods or len(set(FLAGS.methods)) < len(FLAGS.methods):
-    raise InputError('--methods: give one or more, each once')
+    with define.named('methods'):
+      if at:
+        ablations.check(option)
+      try:
+        team = species_lib.team(words.split('+'))
+      except InputError as error:
+        rivals = ', '.join(baselines.names())
+        raise InputError(f'{error}; or one of the rivals {rivals}') from error
+      needing = species_lib.need_estimate(words.split('+'))
+      if option == 'blind' and needing:
+        raise InputError(
+          f'{method!r}: {needing[0]!r} cannot be without sensitivities; name '
+          'a team without, such as direct@blind'
+        )
+    with define.named('population'):
+      nemo.check_size(FLAGS.population, len(team))
   first, *rest = FLAGS.objectives or ['none']
   if (
     first not in mixed_precision.PERFORMANCE
@@ -189,11 +184,23 @@ def check_methods() -> None:
     )
 
 
+def check() -> None:
+  """Raises `InputError` for flags that cannot be used."""
+  options.check()
+  check_methods()
+  if FLAGS.budget < FLAGS.population:
+    raise InputError(
+      f'--budget={FLAGS.budget} is less than one generation of '
+      f'--population={FLAGS.population}'
+    )
+  with define.named('workdir'):
+    runs.check_folder(workdir())
+
+
 def run() -> None:
   """The experiment."""
-  check_methods()
+  check()
   folder = workdir()
-  runs.check_folder(folder)
   here = sys.modules[__name__]
   # Every cell depends on these; methods and seeds may be added.
   started_with = options.values(

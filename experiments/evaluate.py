@@ -14,24 +14,26 @@ import re
 import numpy as np
 from absl import flags
 
-from experiments import options
+from experiments import define, options
 from experiments.launch import launch
+from nemo_jax import front as front_lib
 from nemo_jax import mixed_precision, runs
 from nemo_jax.base import InputError
 from nemo_jax.quantization import costs, fake_quant
+from nemo_jax.quantization.transform import Structure
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
 
-flags.DEFINE_list(
+define.words(
   'bits',
   ['float', '8', '6', '4'],
   'configurations: float, a number of bits, or such as w4a8',
 )
-flags.DEFINE_string(
+define.path(
   'front', None, 'folder of a search, whose front is scored in place of --bits'
 )
-flags.DEFINE_list(
+define.words(
   'points', ['all'], 'which points of the front, by number from 0, or all'
 )
 
@@ -40,7 +42,7 @@ def bits_of(word: str, quantizers) -> np.ndarray:
   """int32[N]: what a word of --bits stands for."""
   if word == 'float':
     return mixed_precision.float_bits(quantizers)
-  match = re.fullmatch(r'(\d+)|w(\d+)a(\d+)', word)
+  match = re.fullmatch('([0-9]{1,2})|w([0-9]{1,2})a([0-9]{1,2})', word)
   low, high = fake_quant.MIN_BITS, fake_quant.MAX_BITS
   pair = [int(x) for x in match.groups() if x] if match else []
   if not pair or not all(low <= x <= high for x in pair):
@@ -57,28 +59,45 @@ def points_of(front: dict, quantizers) -> dict[str, np.ndarray]:
   """The bits of the points of a front that --points names."""
   if front['quantizers'] != [q.name for q in quantizers]:
     raise InputError(
-      f'the front in {FLAGS.front} is of {front["workload"]} with '
+      f'--front={FLAGS.front} is of {front["workload"]} with '
       f'{len(front["quantizers"])} quantizers; the network of the flags has '
       f'{len(quantizers)} others'
     )
   points, words = front['points'], FLAGS.points
+  if not points:
+    raise InputError(f'--front={FLAGS.front} has no point')
   if words == ['all']:
     words = [str(i) for i in range(len(points))]
   for word in words:
-    if not (word.isdecimal() and int(word) < len(points)):
+    if word not in map(str, range(len(points))):
       raise InputError(
         f'--points has {word!r}; the front has points 0 to {len(points) - 1}'
       )
   return {f'point {w}': np.asarray(points[int(w)]['bits']) for w in words}
 
 
+def check() -> tuple[Structure, dict[str, np.ndarray]]:
+  """The network, and by name the bits of what the flags ask to score.
+
+  Raises:
+    InputError: a flag cannot be used.
+  """
+  options.check()
+  if FLAGS.front and FLAGS['bits'].present:
+    raise InputError('--front stands in place of --bits; give one of them')
+  if FLAGS['points'].present and not FLAGS.front:
+    raise InputError('--points are those of a front; name it with --front')
+  structure = options.inspect_network()
+  if not FLAGS.front:
+    return structure, {w: bits_of(w, structure.quantizers) for w in FLAGS.bits}
+  with define.named('front'):
+    front = runs.read_front(FLAGS.front, front_lib.SCORED)
+  return structure, points_of(front, structure.quantizers)
+
+
 def run() -> None:
   """The experiment."""
-  structure = options.inspect_network()
-  if FLAGS.front:
-    rows = points_of(runs.read_front(FLAGS.front), structure.quantizers)
-  else:
-    rows = {word: bits_of(word, structure.quantizers) for word in FLAGS.bits}
+  structure, rows = check()
   # None for a search.
   workload = options.load_workload(search_images=0)
   quantized = options.quantize_workload(workload)

@@ -15,7 +15,7 @@ import re
 import numpy as np
 from absl import flags
 
-from experiments import estimates, options
+from experiments import define, estimates, options
 from experiments.launch import launch
 from nemo_jax import mixed_precision
 from nemo_jax.base import InputError
@@ -26,36 +26,51 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
 flags.adopt_module_key_flags(estimates)
 
-flags.DEFINE_list(
+define.words(
   'budgets',
   ['8', '6', '4'],
   'such as 1.5MB, 5G or 1.5MB+5G; or a number of '
   'bits, which stands for what these take everywhere',
 )
-flags.DEFINE_integer(
-  'activation_bits', None, 'of every activation; chosen if absent', 2, 8
-)
 
 WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+define.whole(
+  'activation_bits',
+  None,
+  'of every activation; chosen if absent',
+  WIDTHS[0],
+  WIDTHS[-1],
+)
 COSTS = ('size', 'bit_operations')
 
 
+def ratios(table: costs.Costs, bits: np.ndarray) -> tuple[float, float]:
+  """Size and bit-operations of bits [N], without the constant part.
+
+  Both are shares of the float network's.
+  """
+  size = costs.model_size(table, bits) - table.overhead_bits
+  return (
+    size / (costs.FLOAT_BITS * table.parameters),
+    costs.bit_operations(table, bits)
+    / (costs.FLOAT_BITS**2 * int(table.macs.sum())),
+  )
+
+
 def parse(word: str, table: costs.Costs) -> tuple[float, float]:
-  """Budgets of size and bit-operations, as ratios without the constant part.
+  """Budgets of size and bit-operations, as `ratios` gives them.
 
   Raises:
     InputError: the word is no budget.
   """
   stored = costs.FLOAT_BITS * table.parameters
   work = costs.FLOAT_BITS**2 * int(table.macs.sum())
-  if word.isdecimal() and int(word) in WIDTHS:
-    bits = np.full(len(table.elements), int(word))
-    size = costs.model_size(table, bits) - table.overhead_bits
-    return size / stored, costs.bit_operations(table, bits) / work
+  if word in map(str, WIDTHS):
+    return ratios(table, np.full(len(table.elements), int(word)))
   budgets = {'MB': np.inf, 'G': np.inf}
   for part in word.split('+'):
-    match = re.fullmatch(r'(\d+(?:\.\d*)?)(MB|G)', part)
-    if not match:
+    match = re.fullmatch(r'([0-9]{1,15}(?:\.[0-9]{0,15})?)(MB|G)', part)
+    if not match or np.isfinite(budgets[match[2]]):
       raise InputError(
         f'--budgets has {word!r}; they are such as 1.5MB, 5G, 1.5MB+5G, or '
         f'numbers of bits from {WIDTHS[0]} to {WIDTHS[-1]}'
@@ -90,15 +105,38 @@ def best_within(found, rows, budget) -> np.ndarray:
   return rows[np.argmin(np.where(within, values[:, 0], np.inf))]
 
 
+def check() -> dict[str, tuple[float, float]]:
+  """The budgets of the flags, as `parse` returns them.
+
+  Raises:
+    InputError: a flag cannot be used.
+  """
+  options.check()
+  if FLAGS.sensitivities == 'none':
+    raise InputError('--sensitivities=none leaves a knapsack nothing to weigh')
+  structure = options.inspect_network()
+  # Both costs are least where all bits are.
+  table, lowest = structure.costs, WIDTHS[0]
+  active = FLAGS.activation_bits or lowest
+  bits = [lowest if q.is_weight else active for q in structure.quantizers]
+  least = ratios(table, np.asarray(bits))
+  budgets = {word: parse(word, table) for word in FLAGS.budgets}
+  for word, budget in budgets.items():
+    if any(b < x * (1 - 1e-9) for b, x in zip(budget, least, strict=True)):
+      raise InputError(
+        f'--budgets has {word}, and nothing is as small as that: the fewest '
+        f'bits take {costs.model_size(table, bits) / 8e6:.3g}MB and '
+        f'{costs.bit_operations(table, bits) / 1e9:.3g}G'
+      )
+  return budgets
+
+
 def run() -> None:
   """The experiment."""
-  structure = options.inspect_network()
-  budgets = {w: parse(w, structure.costs) for w in FLAGS.budgets}
+  budgets = check()
   workload = options.load_workload(search_images=0)
   quantized = options.quantize_workload(workload)
   sensitivities = estimates.sensitivities(workload, quantized, WIDTHS)
-  if sensitivities is None:
-    raise InputError('--sensitivities=none leaves a knapsack nothing to weigh')
   known = costs.estimate(quantized.costs, sensitivities, WIDTHS, COSTS)
   found = mckp.groups(known, allowed(quantized.quantizers))
   count = len(quantized.quantizers)

@@ -1,31 +1,85 @@
 """What every experiment does around its work."""
 
+import difflib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import scipy.linalg  # noqa: F401 (loads the BLAS that JAX calls)
 import threadpoolctl
-from absl import app, logging
+from absl import app, flags, logging
 
+from experiments import messages, signals
 from nemo_jax.base import InputError
+
+FLAGS = flags.FLAGS
+
+
+def explain(error: Exception) -> str | None:
+  """A line on what a user or the machine can mend; None for other errors."""
+  said = str(error).strip()
+  if isinstance(error, InputError | NotImplementedError):
+    return messages.one_line(said)
+  if isinstance(error, MemoryError):
+    return messages.one_line(f'out of memory: {said}').rstrip(': ')
+  if isinstance(error, OSError):
+    where = '' if error.filename is None else f'cannot use {error.filename}: '
+    return messages.one_line(where + (error.strerror or said or repr(error)))
+  if isinstance(error, jax.errors.JaxRuntimeError) and (
+    'RESOURCE_EXHAUSTED' in said
+  ):
+    return messages.one_line(
+      f'out of memory: {said.splitlines()[0][:300]}; --memory_gib and '
+      '--batch_size limit what is used'
+    )
+  return None
+
+
+def parse(argv: Sequence[str]) -> None:
+  """Parses the flags; what is wrong with them ends the process in one line."""
+  try:
+    _, *rest = FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    near = difflib.get_close_matches(error.flagname, list(FLAGS), 1)
+    guess = f'did you mean --{near[0]}?' if near else '--help shows all'
+    sys.exit(
+      messages.one_line(f'error: --{error.flagname} is no flag; {guess}')
+    )
+  except flags.Error as error:
+    said = str(error).removeprefix('flag ')
+    sys.exit(messages.one_line(f'error: {said}'))
+  except UnicodeError as error:
+    sys.exit(messages.one_line(f'error: --flagfile: {error}'))
+  if rest:
+    sys.exit(messages.one_line(f'error: {rest[0]!r} is not a flag'))
 
 
 def launch(run: Callable[[], None]) -> None:
-  """Parses the flags and runs; what a user can mend ends in one line."""
+  """Parses the flags and runs; what can be mended ends in one line."""
 
   def main(argv):
-    if len(argv) > 1:
-      sys.exit(f'error: {argv[1]!r} is not a flag')
-    # orbax tells of every step of every checkpoint.
-    logging.set_verbosity(logging.WARNING)
+    del argv
+    # orbax tells of every step of every checkpoint, and warns of what a killed
+    # run has left.
+    logging.set_verbosity(logging.ERROR)
     # Its threads get in each other's and XLA's way: the factor of a matrix of
     # 256 rows may take a hundred times as long.
     threadpoolctl.threadpool_limits(1, user_api='blas')
-    try:
-      run()
-    except InputError as error:
-      sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-      sys.exit('stopped; the same command goes on from here')
+    run()
 
-  app.run(main)
+  signals.stop_on_signals()
+  messages.show_own_warnings()
+  if sys.stdout:
+    # A signal leaves no time to flush; and not all terminals know all signs.
+    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+  try:
+    app.run(main, flags_parser=parse)
+  except BrokenPipeError:
+    # Whoever read the output has gone. What Python still holds goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(141)
+  except Exception as error:
+    if (line := explain(error)) is None:
+      raise
+    sys.exit(f'error: {line}')

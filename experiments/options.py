@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments import define
 from nemo_jax import (
   __version__,
   files,
@@ -16,6 +17,7 @@ from nemo_jax import (
   runs,
   workloads,
 )
+from nemo_jax.base import InputError
 from nemo_jax.quantization import bank as bank_lib
 from nemo_jax.quantization import (
   calibrate,
@@ -27,54 +29,71 @@ from nemo_jax.quantization import (
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-  'workload', 'digits', f'network to compress: {", ".join(workloads.names())}'
+# Larger images than any network sees; an array of them is still small.
+_LARGEST_SIDE = 8192
+
+define.word(
+  'workload',
+  'digits',
+  f'network to compress: {", ".join(workloads.names())}',
+  choices=workloads.names(),
+  of='workload',
 )
-flags.DEFINE_string(
+define.path(
   'weights',
   None,
   'checkpoint of the network, as .pth or .safetensors; the official one is '
   'downloaded if absent',
 )
-flags.DEFINE_string(
+define.path(
   'data',
   None,
   'training images, for search and calibration: a folder of a prepared TFDS '
   'data set, tfds:NAME, a folder of class folders (or with those in train and '
   'val), or an .npz with x and y',
 )
-flags.DEFINE_string(
+define.path(
   'validation',
   None,
   'images for the end, likewise; the validation split of --data if absent, or '
   'else a part of it that the search never sees',
 )
-flags.DEFINE_integer('image_size', None, "sides; the network's own if absent")
-flags.DEFINE_integer(
+define.whole(
+  'image_size',
+  None,
+  "sides; the network's own if absent",
+  high=_LARGEST_SIDE,
+)
+define.whole(
   'resize',
   None,
   'short side of an image before its centre is cut out; 0 leaves images as '
   'they are; 8/7 of the image size for ImageNet if absent, as usual',
-  0,
+  low=0,
+  high=2 * _LARGEST_SIDE,
 )
-flags.DEFINE_integer(
-  'validation_resize', None, 'that of validation images; --resize if absent', 0
+define.whole(
+  'validation_resize',
+  None,
+  'that of validation images; --resize if absent',
+  low=0,
+  high=2 * _LARGEST_SIDE,
 )
-flags.DEFINE_integer(
+define.whole(
   'search_images',
   None,
   'images that score a candidate, of all classes alike; 5000 for ImageNet if '
   'absent, five a class',
-  1,
 )
-flags.DEFINE_integer(
-  'calibration_images', None, 'images that set ranges; 256 if absent', 1
+define.whole(
+  'calibration_images', None, 'images that set ranges; 256 if absent'
 )
-flags.DEFINE_integer(
-  'test_images', None, 'validation images to score; all if absent', 1
-)
-flags.DEFINE_integer(
-  'image_seed', 0, 'which images are drawn, where not all are taken', 0
+define.whole('test_images', None, 'validation images to score; all if absent')
+define.whole(
+  'image_seed',
+  0,
+  'which images are drawn, where not all are taken',
+  *define.SEEDS,
 )
 flags.DEFINE_enum(
   'calibration',
@@ -82,16 +101,14 @@ flags.DEFINE_enum(
   calibrate.METHODS,
   'how ranges are chosen from the calibration images',
 )
-flags.DEFINE_list(
+define.words(
   'reconstruct',
-  list(reconstruct.DEFAULT_STEPS),
+  reconstruct.DEFAULT_STEPS,
   'what is done to quantize each layer well at every width, from the '
   f'calibration images: {", ".join(reconstruct.STEPS)}; nothing if empty',
-)
-flags.register_validator(
-  'reconstruct',
-  lambda steps: set(steps) <= set(reconstruct.STEPS),
-  f'the choices are {", ".join(reconstruct.STEPS)}',
+  choices=reconstruct.STEPS,
+  of='step',
+  may_be_empty=True,
 )
 flags.DEFINE_enum(
   'weight_scheme',
@@ -99,11 +116,14 @@ flags.DEFINE_enum(
   calibrate.SCHEMES,
   'weights: symmetric per output channel, or asymmetric per tensor',
 )
-flags.DEFINE_list(
+define.words(
   'also_quantize',
   [],
   'operations beside convolutions and matrix products whose inputs are '
   f'quantized: {", ".join(operations.OPTIONAL_KINDS)}',
+  choices=operations.OPTIONAL_KINDS,
+  of='operation',
+  may_be_empty=True,
 )
 flags.DEFINE_enum(
   'lowering',
@@ -111,17 +131,53 @@ flags.DEFINE_enum(
   list(lowering.LOWERINGS),
   'operations in the form that is fastest on this backend, or as traced',
 )
-flags.DEFINE_float(
+define.number(
   'memory_gib',
   None,
   'memory that activations may take; half of what the device has if absent',
   0.01,
+  2**14,
 )
-flags.DEFINE_string(
+define.path(
   'cache',
   'runs/cache',
   'where weights, decoded images and compiled programs are kept',
 )
+
+
+def check_network() -> None:
+  """Raises `InputError` for an image size that the network does not take."""
+  with define.named('image_size'):
+    workloads.network(FLAGS.workload, FLAGS.image_size)
+
+
+def check() -> None:
+  """Raises `InputError` for flags of this file that cannot be used.
+
+  Nothing is made, read or downloaded but the names of files.
+  """
+  with define.named('cache'):
+    runs.check_folder(FLAGS.cache)
+  if FLAGS.weights and not os.path.isfile(FLAGS.weights):
+    raise InputError(f'--weights: there is no file {FLAGS.weights}')
+  for name in ('data', 'validation'):
+    path = FLAGS[name].value or 'tfds:'
+    if not (path.startswith('tfds:') or os.path.exists(path)):
+      raise InputError(f'--{name}: there is no {path}')
+  with define.named('image_size'):
+    size = workloads.network(FLAGS.workload, FLAGS.image_size).images.shape[1]
+  for name in ('resize', 'validation_resize'):
+    if 0 < (FLAGS[name].value or 0) < size:
+      raise InputError(
+        f'--{name} is {FLAGS[name].value}; it must be 0, or {size} and more'
+      )
+  workloads.check(FLAGS.workload, FLAGS.cache, **_sources())
+
+
+def _sources(**overrides) -> dict:
+  """The fields of `workloads.Sources` by the flags, and what is given."""
+  names = set(workloads.Sources._fields) - {'cache'}
+  return {name: FLAGS[name].value for name in names} | overrides
 
 
 def values(*modules, without=()) -> dict:
@@ -153,8 +209,7 @@ def load_workload(**overrides) -> workloads.Workload:
     # Many small programs take longer to compile than to read.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-  names = set(workloads.Sources._fields) - {'cache'}
-  sources = {name: FLAGS[name].value for name in names} | overrides
+  sources = _sources(**overrides)
   return workloads.load(FLAGS.workload, cache(), **sources)
 
 

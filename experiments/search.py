@@ -8,6 +8,7 @@ workdir. The same command resumes a run that was stopped at any instant.
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -18,9 +19,10 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import cluster, estimates, options
+from experiments import cluster, define, estimates, options
 from experiments.launch import launch
 from nemo_jax import devices, files, mixed_precision, nemo, report, runs
+from nemo_jax import front as front_lib
 from nemo_jax import species as species_lib
 from nemo_jax.base import InputError
 from nemo_jax.evaluate import candidates_at_once, evaluate
@@ -30,7 +32,7 @@ flags.adopt_module_key_flags(options)
 flags.adopt_module_key_flags(estimates)
 flags.adopt_module_key_flags(cluster)
 
-flags.DEFINE_list(
+define.words(
   'species',
   ['nemo'],
   f'searchers that share the population: {", ".join(species_lib.names())}; or '
@@ -38,41 +40,47 @@ flags.DEFINE_list(
   f'{", ".join(species_lib.PAPER)} without sensitivities; gcn:NAME evolves its '
   'weights by that evosax algorithm in place of SSNE',
 )
-flags.DEFINE_list(
+define.words(
   'objectives',
-  list(mixed_precision.DEFAULT_OBJECTIVES),
+  mixed_precision.DEFAULT_OBJECTIVES,
   'what to minimise, performance first: '
   f'{", ".join(mixed_precision.OBJECTIVES)}',
+  choices=mixed_precision.OBJECTIVES,
+  of='objective',
 )
-flags.DEFINE_list(
+define.words(
   'bit_widths',
-  list(map(str, mixed_precision.DEFAULT_BIT_WIDTHS)),
+  map(str, mixed_precision.DEFAULT_BIT_WIDTHS),
   'bit-widths to choose from',
+  numbers=(2, 16),
 )
-flags.DEFINE_integer('population', 60, 'evaluations per generation', 2)
-flags.DEFINE_integer('generations', 30, 'generations to run', 1)
-flags.DEFINE_integer(
+define.whole(
+  'population', 60, 'evaluations per generation', *define.POPULATIONS
+)
+define.whole('generations', 30, 'generations to run')
+define.whole(
   'evaluations',
   None,
   'budget of evaluations, in whole generations; overrides --generations',
-  1,
 )
-flags.DEFINE_integer('seed', 0, 'seed of the search')
+define.whole('seed', 0, 'seed of the search', *define.SEEDS)
 flags.DEFINE_bool(
   'data_flow', False, 'searchers see the data-flow graph, not the chain'
 )
-flags.DEFINE_integer(
-  'batch_size', None, 'candidates evaluated at once; what suits if absent', 1
+define.whole(
+  'batch_size',
+  None,
+  'candidates evaluated at once; what suits if absent',
+  high=define.POPULATIONS[1],
 )
-flags.DEFINE_float('exploration', 1.0, 'weight of the confidence bonus', 0.0)
-flags.register_validator(
-  'bit_widths',
-  lambda words: all(word.isdecimal() for word in words),
-  'whole numbers, such as 2,4,8',
+define.number(
+  'exploration',
+  1.0,
+  'weight of the confidence bonus; with inf all species are alike',
+  0.0,
+  math.inf,
 )
-flags.DEFINE_string(
-  'workdir', None, 'where the run is kept; runs/WORKLOAD if absent'
-)
+define.path('workdir', None, 'where the run is kept; runs/WORKLOAD if absent')
 
 
 IMAGE_USES = ('calibration', 'search', 'test')
@@ -254,36 +262,59 @@ def summarise(folder: pathlib.Path, front: dict) -> None:
     print(f'picture   {path}')
 
 
-def check_flags() -> int:
-  """The generations to run.
+def planned_generations() -> int:
+  """How many generations the flags ask for.
 
   Raises:
-    InputError: flags that do not go together.
+    InputError: they are none, or too many to count.
   """
-  generations = FLAGS.generations
-  if FLAGS.evaluations:
-    generations = FLAGS.evaluations // FLAGS.population
-  if not generations:
+  if FLAGS.evaluations and FLAGS.evaluations < FLAGS.population:
     raise InputError(
       f'--evaluations={FLAGS.evaluations} is less than one generation of '
       f'--population={FLAGS.population}'
     )
-  builders = species_lib.team(FLAGS.species)
-  nemo.check_size(FLAGS.population, len(builders))
-  mixed_precision.check_options(FLAGS.objectives, bit_widths())
+  if FLAGS.evaluations:
+    return FLAGS.evaluations // FLAGS.population
+  if FLAGS.generations * FLAGS.population > define.LARGEST:
+    raise InputError(
+      f'--generations={FLAGS.generations} of --population={FLAGS.population} '
+      f'are more than {define.LARGEST} evaluations'
+    )
+  return FLAGS.generations
+
+
+def check() -> None:
+  """Raises `InputError` for flags that cannot be used."""
+  cluster.check()
+  options.check()
+  planned_generations()
+  with define.named('bit_widths'):
+    mixed_precision.check_options(
+      mixed_precision.DEFAULT_OBJECTIVES, bit_widths()
+    )
+  with define.named('objectives'):
+    mixed_precision.check_options(FLAGS.objectives, bit_widths())
+  with define.named('species'):
+    builders = species_lib.team(FLAGS.species)
+  with define.named('population'):
+    nemo.check_size(FLAGS.population, len(builders))
   needing = species_lib.need_estimate(FLAGS.species)
   priced = set(FLAGS.objectives) & set(mixed_precision.COSTS)
   if needing and not (priced and FLAGS.sensitivities != 'none'):
     raise InputError(
-      f'species {needing[0]!r} needs --sensitivities and a cost among the '
+      f'--species: {needing[0]!r} needs --sensitivities and a cost among the '
       f'objectives, of {", ".join(mixed_precision.COSTS)}'
     )
   if FLAGS.objectives[0] not in mixed_precision.PERFORMANCE:
     raise InputError(
-      f'the first objective is {FLAGS.objectives[0]!r}; the choices are '
-      f'{", ".join(mixed_precision.PERFORMANCE)}'
+      f'--objectives: the first objective is {FLAGS.objectives[0]!r}; the '
+      f'choices are {", ".join(mixed_precision.PERFORMANCE)}'
     )
-  return generations
+  with define.named('workdir'):
+    ended = (workdir() / 'front.json').exists()
+    runs.check_folder(workdir(), read_only=ended)
+  with define.named('image_devices'):
+    devices.make_mesh(FLAGS.image_devices)
 
 
 def bit_widths() -> list[int]:
@@ -334,9 +365,8 @@ def introduce(workload, quantized, batch_size: int) -> None:
 @cluster.joined()
 def run() -> None:
   """The experiment."""
-  generations, builders = check_flags(), species_lib.team(FLAGS.species)
-  ended = (workdir() / 'front.json').exists()
-  runs.check_folder(workdir(), read_only=ended)
+  check()
+  generations, builders = planned_generations(), species_lib.team(FLAGS.species)
   here = sys.modules[__name__]
   given = options.values(here, estimates, without=('workdir',))
   runs.check_flags(workdir(), given)
@@ -368,7 +398,7 @@ def run() -> None:
       front = describe(workload, quantized, problem, state, list(builders))
       if is_first:
         runs.write_front(workdir(), front | {'run': digest})
-        front = runs.read_front(workdir())
+        front = runs.read_front(workdir(), front_lib.REPORTED)
     if is_first:
       summarise(workdir(), front)
 

@@ -17,9 +17,10 @@ import scipy.stats
 import tqdm
 from absl import flags
 
-from experiments import estimates, options
+from experiments import define, estimates, options
 from experiments.launch import launch
 from nemo_jax import arena, estimate, mixed_precision
+from nemo_jax.base import InputError
 from nemo_jax.quantization import sensitivity
 
 FLAGS = flags.FLAGS
@@ -31,8 +32,8 @@ flags.DEFINE_multi_enum(
   list(sensitivity.METHODS),
   'how sensitivities are estimated; once for each',
 )
-flags.DEFINE_integer('configurations', 200, 'of either kind', 3)
-flags.DEFINE_integer('seed', 0, 'of the configurations')
+define.whole('configurations', 200, 'of either kind', 3, 10**6)
+define.whole('seed', 0, 'of the configurations', *define.SEEDS)
 
 WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
 COSTS = ('size', 'bit_operations')
@@ -61,8 +62,16 @@ def correlations(table, rows, truth) -> tuple[float, float]:
   )
 
 
+def check() -> None:
+  """Raises `InputError` for flags that cannot be used."""
+  options.check()
+  if len(set(FLAGS.methods)) < len(FLAGS.methods):
+    raise InputError(f'--methods: {", ".join(FLAGS.methods)}: give each once')
+
+
 def run() -> None:
   """The experiment."""
+  check()
   workload = options.load_workload()
   quantized = options.quantize_workload(workload)
   images, labels = workload.calibration

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import estimates, options
+from experiments import define, estimates, options
 from experiments.launch import launch
 from nemo_jax import (
   arena,
@@ -33,14 +33,13 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)
 flags.adopt_module_key_flags(estimates)
 
-flags.DEFINE_integer('source_budget', 1000, 'evaluations on the digits', 2)
-flags.DEFINE_integer('budget', 200, 'evaluations of the workload', 2)
-flags.DEFINE_integer('population', 20, 'evaluations of a generation', 2)
-flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'one run each')
-flags.register_validator(
-  'seeds',
-  lambda words: words and all(word.isdecimal() for word in words),
-  'whole numbers, such as 0,1,2',
+define.whole('source_budget', 1000, 'evaluations on the digits', 2)
+define.whole('budget', 200, 'evaluations of the workload', 2)
+define.whole(
+  'population', 20, 'evaluations of a generation', *define.POPULATIONS
+)
+define.words(
+  'seeds', ['0', '1', '2', '3', '4'], 'one run each', numbers=define.SEEDS
 )
 
 WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
@@ -115,8 +114,9 @@ def row(name: str, fresh: np.ndarray, learned: np.ndarray) -> str:
   )
 
 
-def run() -> None:
-  """The experiment."""
+def check() -> None:
+  """Raises `InputError` for flags that cannot be used."""
+  options.check()
   if FLAGS.sensitivities == 'none':
     raise InputError('--sensitivities=none leaves nothing to correct')
   if min(FLAGS.budget, FLAGS.source_budget) < FLAGS.population:
@@ -124,6 +124,11 @@ def run() -> None:
       f'--budget={FLAGS.budget} and --source_budget={FLAGS.source_budget} have '
       f'to be at least one generation of --population={FLAGS.population}'
     )
+
+
+def run() -> None:
+  """The experiment."""
+  check()
   workload = options.load_workload()
   quantized = options.quantize_workload(workload)
   problem = mixed_precision.make_problem(

@@ -35,8 +35,14 @@ def table(structure: Structure) -> str:
   return '\n'.join(lines)
 
 
+def check() -> None:
+  """Raises `InputError` for flags that cannot be used."""
+  options.check_network()
+
+
 def run() -> None:
   """The experiment."""
+  check()
   structure = options.inspect_network()
   weights = sum(q.is_weight for q in structure.quantizers)
   total = len(structure.quantizers)

@@ -30,6 +30,8 @@ _DRAFT = '.draft'
 # Drafts that nobody holds are deleted at this age, in seconds.
 _ABANDONED = 60.0
 _DIGEST = 'sha256'
+# Of JSON, which takes ten times as much memory; fronts have some 10 MB.
+_LARGEST_JSON = 2**28
 
 
 class DamagedError(InputError):
@@ -308,7 +310,11 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   path = local(path)
   with errors_named(path):
     try:
-      content = json.loads(path.read_bytes())
+      with open(path, 'rb') as file:
+        text = file.read(_LARGEST_JSON + 1)
+      if len(text) > _LARGEST_JSON:
+        raise ValueError(f'it has over {_LARGEST_JSON} bytes')
+      content = json.loads(text)
       if not isinstance(content, dict):
         raise ValueError('it holds no object')
     # A deep nest of brackets is a RecursionError.

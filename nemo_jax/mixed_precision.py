@@ -1,6 +1,7 @@
 """Mixed-precision quantization as a search problem."""
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ DEFAULT_OBJECTIVES = ('top1_error', 'size', 'bit_operations')
 DEFAULT_BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 # That `accuracy` sends to the device in one block of images.
 CHUNKS = 16
+# Of the way from guessing to all right; less is no trained network's accuracy.
+LEAST_SKILL = 0.2
 
 
 class Data(NamedTuple):
@@ -145,6 +148,22 @@ def _check_finite(quantized, variables, images, logits) -> None:
     )
 
 
+def _warn_if_guessing(top1: float, images: int, classes: int) -> None:
+  """Warns if the float network's top-1 accuracy is near that of guessing.
+
+  Labels in another order than the checkpoint's leave a few classes in place, so
+  that it need not be as low as chance.
+  """
+  guess = 1 / classes
+  if top1 < guess + LEAST_SKILL * (1 - guess):
+    warnings.warn(
+      f'the float network is right on {100 * top1:.1f} % of {images} images, '
+      f'little better than guessing ({100 * guess:.1f} %): are the labels in '
+      "the order of the checkpoint's classes?",
+      stacklevel=3,
+    )
+
+
 def _check_allowed(allowed: Array, shape: tuple[int, int]) -> None:
   """Raises `InputError` unless every node of `shape` [N, K] has a choice."""
   if jnp.shape(allowed) != shape:
@@ -204,6 +223,8 @@ def make_problem(
   chunk = images_at_once or memory.images_at_once(quantized.bytes_per_image)
   logits = float_logits(quantized, variables, images, chunk)
   _check_finite(quantized, variables, images, logits)
+  right = in_top_k(logits, jnp.asarray(labels, jnp.int32), 1)
+  _warn_if_guessing(float(jnp.mean(right)), len(images), classes)
   by_image = PartitionSpec(devices.IMAGE)
   specs = Data(*[PartitionSpec()] * len(Data._fields))._replace(
     images=by_image, labels=by_image, logits=by_image
@@ -408,7 +429,8 @@ def accuracy(
     return devices.jit(score, mesh)
 
   tracing.check_arguments(variables, images)
-  _check_labels(labels, images, num_classes(quantized))
+  classes = num_classes(quantized)
+  _check_labels(labels, images, classes)
   count = len(quantized.quantizers)
   bits = np.stack([fake_quant.check_bits(row, count) for row in bits])
   own = devices.place((variables, quantized.bank), mesh, whole)
@@ -430,4 +452,8 @@ def accuracy(
         right = program(_max_bits(row))(*own, *part, row)
         counts[i] += np.asarray(right)[:count].sum(axis=0)
         bar.update(count)
-  return (counts / len(images)).astype(np.float32)
+  found = (counts / len(images)).astype(np.float32)
+  is_float = np.all(np.asarray(bits) > calibrate.WIDTHS[-1], axis=1)
+  for top1 in found[is_float, 0]:
+    _warn_if_guessing(float(top1), len(images), classes)
+  return found

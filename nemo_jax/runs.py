@@ -16,7 +16,7 @@ import os
 import pathlib
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 import nemo_jax
 from nemo_jax import files
+from nemo_jax import front as front_lib
 from nemo_jax.base import InputError, PyTree
 from nemo_jax.checkpoints import (
   discard_after,
@@ -53,7 +54,7 @@ __all__ = [
   'write_front',
 ]
 
-FRONT_VERSION = 2
+FRONT_VERSION = front_lib.VERSIONS[-1]
 # In flags.json, beside the flags: what the run read, by its digest.
 _READ = 'digests'
 
@@ -267,8 +268,14 @@ def write_front(workdir: str | os.PathLike, front: dict[str, Any]) -> None:
   files.write_text(files.local(workdir) / 'front.json', text)
 
 
-def read_front(workdir: str | os.PathLike) -> dict[str, Any]:
+def read_front(
+  workdir: str | os.PathLike, needed: Collection[str] = ()
+) -> dict[str, Any]:
   """The content of front.json.
+
+  Args:
+    workdir: where it is.
+    needed: keys that have to be there, see `front.validate`.
 
   Raises:
     files.DamagedError: the content differs from what was written.
@@ -277,14 +284,14 @@ def read_front(workdir: str | os.PathLike) -> dict[str, Any]:
   path = files.local(workdir) / 'front.json'
   front = files.read_json(path)
   version = front.get('version')
-  if version not in range(1, FRONT_VERSION + 1):
+  if version not in front_lib.VERSIONS:
     raise InputError(
       f'{path} has version {version!r}; this package reads 1 to {FRONT_VERSION}'
     )
   sealed = version > 1 or 'sha256' in front
   if sealed and not files.is_sealed(front):
     raise files.DamagedError(f'{path} is damaged: its digest does not match')
-  return front
+  return front_lib.validate(front, path, needed)
 
 
 def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:
@@ -296,7 +303,7 @@ def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:
   if not (files.local(workdir) / 'front.json').exists():
     return None
   try:
-    front = read_front(workdir)
+    front = read_front(workdir, front_lib.REPORTED)
   except files.DamagedError as error:
     warnings.warn(f'{error}; it is written again', stacklevel=2)
     return None

@@ -1,6 +1,7 @@
 """The digits workload, and mixed precision on it."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -303,3 +304,36 @@ def test_choices_that_leave_nothing_are_refused(digits, quantized):
       mixed_precision.make_problem(
         quantized, digits.variables, *digits.search, allowed=allowed
       )
+
+
+@pytest.mark.parametrize(
+  ('move', 'percent'),
+  [
+    (lambda labels: (labels + 1) % 10, 0),
+    # As folders named 0, 1, 10, 11, ... in the order of their text: a few
+    # classes stay in place.
+    (lambda labels: np.where(labels < 2, labels, 2 + (labels - 1) % 8), 20),
+  ],
+)
+def test_labels_in_another_order_are_warned_of(
+  digits, quantized, move, percent
+):
+  words = f'is right on {percent}.*little better than guessing .10.0 %'
+  labels = move(digits.search.labels)
+  images = digits.search.images
+  with pytest.warns(UserWarning, match=words):
+    mixed_precision.make_problem(quantized, digits.variables, images, labels)
+  bits = mixed_precision.float_bits(quantized.quantizers)[None]
+  with pytest.warns(UserWarning, match=words):
+    mixed_precision.accuracy(quantized, digits.variables, images, labels, bits)
+
+
+def test_labels_in_the_right_order_are_not_warned_of(digits, quantized):
+  bits = mixed_precision.float_bits(quantized.quantizers)[None]
+  with warnings.catch_warnings(action='error', category=UserWarning):
+    mixed_precision.make_problem(quantized, digits.variables, *digits.search)
+    mixed_precision.accuracy(quantized, digits.variables, *digits.search, bits)
+    # What two bits do to a network is no fault of the labels.
+    mixed_precision.accuracy(
+      quantized, digits.variables, *digits.search, np.full_like(bits, 2)
+    )

@@ -69,7 +69,7 @@ def test_knapsacks_keep_to_their_budgets(run):
     slow('compare', '--methods=nemo@blind', "'lagrangian' cannot be without"),
     slow('compare', '--methods=nemo@', "ablation ''; the choices are un"),
     slow('compare', '--budget=21', 'leaves no generation of --population=20'),
-    slow('compare', '--seeds=0,0', 'different whole numbers'),
+    slow('compare', '--seeds=0,0', '--seeds=0,0: give each once'),
     slow('compare', '--objectives=size,divergence', 'then one or two of size'),
     ('compare', '--objectives=divergence,top1_error,size', 'then one or two'),
     slow(
@@ -165,3 +165,32 @@ def test_what_was_learned_is_given_to_a_network(run):
     'no evaluation',
     '24 evaluations',
   ]
+
+
+def attacked(*words) -> subprocess.CompletedProcess:
+  """What the harness of bad flags says."""
+  command = [sys.executable, '-m', 'benchmarks.flags', *words]
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+
+
+def test_bad_flags_are_refused_and_good_ones_are_not():
+  done = attacked('--experiment=evaluate', '--combinations=60')
+  rows = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [row[1] for row in rows] == ['accepted', *['refused'] * 60], rows
+
+
+@pytest.mark.slow
+def test_bad_flags_of_every_experiment_are_refused():
+  done = attacked('--combinations=504')
+  assert done.returncode == 0, done.stdout
+  assert '504 of 504 combinations are refused in one line' in done.stdout
+
+
+@pytest.mark.slow
+def test_flags_that_contradict_are_refused(run):
+  _, error = run('evaluate', '--front=runs', '--bits=8')
+  assert error == 'error: --front stands in place of --bits; give one of them\n'
+  _, error = run('evaluate', '--points=0')
+  assert error.startswith('error: --points are those of a front')

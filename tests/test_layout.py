@@ -27,7 +27,8 @@ FLOORS = [
   ['neuroevolution'],
   ['species', 'nemo', 'workloads'],
   ['mixed_precision', 'baselines', 'arena'],
-  ['ablations', 'runs', 'report'],
+  ['ablations', 'front', 'report'],
+  ['runs'],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 FILES = sorted((ROOT / 'nemo_jax').rglob('*.py'))

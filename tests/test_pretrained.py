@@ -283,7 +283,6 @@ def test_evaluate_scores_points_of_a_front(shared, cache, front):
     (['--image_size=16'], ('image_size is 16',)),
     (['--resize=20'], ('resize is 20',)),
     (['--weights=none.pth'], ('no file none.pth',)),
-    (['--data='], ('needs images', '--data')),
     (['--workload=digits'], ('digits', 'takes no')),
     (['--validation_resize=32'], ('train4000.npz', 'validation_resize')),
   ],

@@ -226,7 +226,7 @@ def test_all_that_decides_a_result_is_digested(finished):
 def test_a_list_that_is_not_of_numbers_is_named(search, tmp_path):
   refused = search(tmp_path / 'run', '--bit_widths=2,four')
   assert refused.returncode == 1
-  assert "--bit_widths=['2', 'four']: whole numbers" in refused.stderr
+  assert "--bit_widths=2,four: 'four' is no whole number" in refused.stderr
   assert 'Traceback' not in refused.stderr
 
 

@@ -1,7 +1,8 @@
 """Trained networks with images: one file a workload, found by its name.
 
-A workload file has two functions: `network(image_size)` returns a `Network`,
-and `load(sources)` returns a `Workload`.
+A workload file has three functions: `network(image_size)` returns a `Network`,
+`check(sources)` refuses sources that the network does not take, and
+`load(sources)` returns a `Workload`.
 """
 
 import importlib
@@ -77,6 +78,14 @@ def network(name: str, image_size: int | None = None) -> Network:
     InputError: the name is unknown, or the size is not for this network.
   """
   return _module(name).network(image_size)
+
+
+def check(name: str, cache: str | os.PathLike, **sources) -> None:
+  """Raises `InputError` for sources that contradict; takes what `load` takes.
+
+  Nothing is read, trained or downloaded.
+  """
+  _module(name).check(Sources(cache, **sources))
 
 
 def load(name: str, cache: str | os.PathLike, **sources) -> Workload:

@@ -62,29 +62,32 @@ def network(recipe: Recipe, image_size: int | None) -> Network:
 
   shape = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   floats = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
-  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), floats)
+  # The key is traced as well: nothing is computed.
+  init = lambda images: recipe.model.init(jax.random.key(0), images)
+  variables = jax.eval_shape(init, floats)
   return Network(apply, variables, shape)
 
 
-def _read_weights(recipe: Recipe, sources: Sources, shapes):
-  path = sources.weights
-  if not path:
-    if recipe.url is None:
-      raise InputError(
-        f'{recipe.name} has no official weights; name a checkpoint with '
-        '--weights'
-      )
-    path = weights.download(recipe.url, sources.cache)
-  return weights.convert(weights.read(path), shapes)
-
-
-def _read_images(recipe: Recipe, sources: Sources, size: int):
-  """Search, calibration and test images."""
+def check(recipe: Recipe, sources: Sources) -> None:
+  """Raises `InputError` if weights or images are not named."""
+  if not (sources.weights or recipe.url):
+    raise InputError(
+      f'{recipe.name} has no official weights; name a checkpoint with --weights'
+    )
   if not sources.data:
     raise InputError(
       f'{recipe.name} needs images: name a folder or a TFDS data set with '
       '--data'
     )
+
+
+def _read_weights(recipe: Recipe, sources: Sources, shapes):
+  path = sources.weights or weights.download(recipe.url, sources.cache)
+  return weights.convert(weights.read(path), shapes)
+
+
+def _read_images(recipe: Recipe, sources: Sources, size: int):
+  """Search, calibration and test images."""
   train = data.open_source(sources.data, 'train', recipe.num_classes)
   where = sources.validation or sources.data
   validation = data.open_source(where, 'validation', recipe.num_classes)
@@ -103,12 +106,13 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
   if rest < wanted:
     raise InputError(
       f'{train.name} has {train.size} images; {search} for the search, '
-      f'{calibration} to calibrate and {wanted} to test are asked for'
+      f'{calibration} to calibrate and {wanted} to test are asked for: '
+      '--search_images, --calibration_images, --test_images'
     )
   if divided and sources.validation_resize is not None:
     raise InputError(
       f'{train.name} is divided, so its images are all scaled alike; '
-      'validation_resize is for validation images of their own'
+      '--validation_resize is for validation images of their own'
     )
   if divided:
     # All that are left, if no number is given: copies may leave fewer.
@@ -132,6 +136,7 @@ def load(recipe: Recipe, sources: Sources) -> Workload:
   Raises:
     InputError: weights or images are missing or do not fit.
   """
+  check(recipe, sources)
   net = network(recipe, sources.image_size)
   variables = _read_weights(recipe, sources, net.variables)
   size = net.images.shape[1]

@@ -15,4 +15,5 @@ RECIPE = _pretrained.Recipe(
   search_images=1000,
 )
 network = functools.partial(_pretrained.network, RECIPE)
+check = functools.partial(_pretrained.check, RECIPE)
 load = functools.partial(_pretrained.load, RECIPE)

@@ -154,8 +154,20 @@ def network(image_size: int | None = None) -> Network:
   if image_size not in (None, 8):
     raise InputError(f'image_size is {image_size}; digits are 8 x 8')
   images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-  shapes = jax.eval_shape(DigitsNet().init, jax.random.key(0), images)
+  # The key is traced as well: nothing is computed.
+  init = lambda images: DigitsNet().init(jax.random.key(0), images)
+  shapes = jax.eval_shape(init, images)
   return Network(DigitsNet().apply, shapes, images)
+
+
+def check(sources: Sources) -> None:
+  """Raises `InputError` if weights or images are given."""
+  for name, value in sources._asdict().items():
+    # Nothing is asked for with 0: no scaling, or none for a search.
+    if name != 'cache' and value:
+      raise InputError(
+        f'digits has weights and images of its own; it takes no --{name}'
+      )
 
 
 def load(sources: Sources) -> Workload:
@@ -166,12 +178,7 @@ def load(sources: Sources) -> Workload:
   Raises:
     InputError: weights or images are given, or the cache cannot be used.
   """
-  for name, value in sources._asdict().items():
-    # Nothing is asked for with 0: no scaling, or none for a search.
-    if name != 'cache' and value:
-      raise InputError(
-        f'digits has weights and images of its own; it takes no {name}'
-      )
+  check(sources)
   train_images, search, test = split()
   recipe = Training()
 

@@ -12,4 +12,5 @@ RECIPE = _pretrained.Recipe(
   **_pretrained.IMAGENET,
 )
 network = functools.partial(_pretrained.network, RECIPE)
+check = functools.partial(_pretrained.check, RECIPE)
 load = functools.partial(_pretrained.load, RECIPE)
