@@ -18,6 +18,8 @@ def normal(seed, *shape):
 
 IMAGES = normal(0, 8, 4)
 LABELS = np.arange(8) % 3
+# Untrained networks are as good as guessing, and told so.
+pytestmark = pytest.mark.filterwarnings('ignore:the float network is right')
 
 
 def problem(apply, variables, images=IMAGES):

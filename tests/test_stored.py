@@ -219,7 +219,7 @@ def test_products_with_what_is_computed_are_named_and_no_layers(matrix):
   apply = lambda v, x: x @ matrix() @ v['w']
   structure = transform.inspect(apply, {'w': normal(1, 4, 3)}, IMAGES)
   assert [op.name for op in structure.operations] == ['w']
-  assert structure.fixed == ('dot_general [1, 5, 4] [4, 4]',)
+  assert structure.fixed == ('dot_general [2, 5, 4] [4, 4]',)
 
 
 def test_a_captured_matrix_is_a_layer():
@@ -278,3 +278,88 @@ def test_weights_kept_as_codes_and_made_floats_are_one_tensor_at_its_bits():
   structure = transform.inspect(apply, variables, IMAGES)
   size = costs.model_size(structure.costs, [4, 4])
   assert size == 12 * 4 + 32 * (3 + 2)
+
+
+def test_weights_that_are_computed_at_every_use_are_one_tensor():
+  class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      cell = nn.OptimizedLSTMCell(4)
+      carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
+      for step in range(x.shape[1]):
+        carry, y = cell(carry, x[:, step])
+      return nn.Dense(3)(y)
+
+  model = Recurrent()
+  variables = model.init(jax.random.key(0), IMAGES)
+  sizes = []
+  for steps in (2, 3, 5):
+    found = transform.inspect(model.apply, variables, IMAGES[:, :steps])
+    bits = np.full(len(found.quantizers), 8)
+    weights = [q for q in found.quantizers if q.is_weight]
+    activations = len(bits) - len(weights)
+    sizes.append(costs.model_size(found.costs, bits) - 64 * activations)
+    assert len(weights) == 3
+    assert found.costs.parameters == 159
+  assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize(
+  'derive',
+  [
+    lambda w: w * 0.5,
+    lambda w: (w - w.mean()) / w.std(),
+    lambda w: jnp.concatenate([w[:2], w[2:]]),
+    lambda w: w.astype(jnp.bfloat16).astype(jnp.float32),
+    lambda w: w[1:, 1:][:2, :2].repeat(2, 0).repeat(2, 1),
+  ],
+  ids=['scaled', 'standardised', 'joined', 'rounded', 'repeated'],
+)
+def test_a_derived_weight_that_is_used_twice_is_one_tensor(derive):
+  apply = lambda v, x: jnp.tanh(x @ derive(v['s'])) @ derive(v['s'])
+  structure = transform.inspect(apply, {'s': normal(1, 4, 4)}, IMAGES)
+  assert [q.is_weight for q in structure.quantizers] == [False, True, False]
+
+
+@pytest.mark.parametrize('as_array', [jnp.asarray, np.asarray])
+def test_a_jitted_function_has_captured_its_arrays_once(as_array):
+  square, table = as_array(normal(1, 4, 4)), as_array(normal(2, 5, 4))
+  layer = jax.jit(lambda x: jnp.tanh(x @ square) + table)
+  apply = lambda v, x: layer(layer(x)) * table @ v['w']
+  structure = transform.inspect(apply, {'w': normal(3, 4, 3)}, IMAGES)
+  names = [q.name for q in structure.quantizers]
+  assert names == [
+    'constant:input',
+    'constant',
+    'constant#2:input',
+    'w:input',
+    'w',
+  ]
+  assert structure.costs.parameters == 16 + 20 + 12
+
+
+@pytest.mark.parametrize(
+  'apply',
+  [
+    lambda v, x: v['t'][(x + v['t'].argmax(0)[0]) % 10].mean(1) @ v['w'],
+    lambda v, x: v['t'][(x + (x * x)) % 10].mean(1) @ v['w'],
+    lambda v, x: v['t'][x].mean(1) @ v['w'] + (x > 3).sum(1)[:, None],
+    lambda v, x: jnp.fft.fft(v['t'][x] @ v['s']).sum(1).real @ v['w'],
+    lambda v, x: (
+      (jnp.fft.fft(v['t'][x]) + v['t'][x] @ v['s']).real[:, 0] @ v['w']
+    ),
+  ],
+  ids=['indices', 'two indices', 'counts', 'complex pool', 'complex add'],
+)
+def test_sums_of_whole_and_complex_numbers_are_not_quantized(apply):
+  variables = {
+    't': normal(1, 10, 4),
+    's': normal(2, 4, 4),
+    'w': normal(3, 4, 3),
+  }
+  network = nemo_jax.quantize(
+    apply, variables, WORDS, calibration='min_max', also=('add', 'pool')
+  )
+  assert not [op for op in network.operations if op.kind == 'add']
+  low = np.full(len(network.quantizers), 2)
+  assert np.isfinite(network.apply(variables, WORDS, low)).all()

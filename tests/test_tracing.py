@@ -176,7 +176,19 @@ TOKENS = {
   'query': normal(2, 1, 2, 4),
   'w': normal(3, 4, 4),
   'head': normal(4, 4, 3),
+  'two': normal(5, 2, 3),
 }
+
+
+def query_by_matmul(repeat):
+  """The same, multiplied by the operator, which drops axes of size 1."""
+
+  def apply(v, x):
+    queries = repeat(v['query'], len(x)) @ v['w']
+    keys = x @ v['w']
+    return (jax.nn.softmax(queries @ keys.mT) @ keys).mean(1) @ v['head']
+
+  return apply
 
 
 REPEATS = {
@@ -188,8 +200,9 @@ REPEATS = {
 
 
 @pytest.mark.parametrize('repeat', REPEATS)
-def test_what_is_repeated_along_the_batch_is_one_tensor(repeat):
-  apply = query(REPEATS[repeat])
+@pytest.mark.parametrize('form', [query, query_by_matmul])
+def test_what_is_repeated_along_the_batch_is_one_tensor(repeat, form):
+  apply = form(REPEATS[repeat])
   many = transform.inspect(apply, TOKENS, IMAGES)
   alone = transform.inspect(apply, TOKENS, IMAGES[:1])
   assert many.quantizers == alone.quantizers
@@ -204,7 +217,16 @@ def one_by_one(quantized, bits):
 
 
 @pytest.mark.parametrize(
-  'apply', [with_class_token, query(REPEATS['tile'])], ids=['token', 'query']
+  'apply',
+  [
+    with_class_token,
+    query(REPEATS['tile']),
+    query_by_matmul(REPEATS['tile']),
+    lambda v, x: (
+      (jnp.broadcast_to(v['query'], (len(x), 2, 4)) @ x.mT).mean(2) @ v['two']
+    ),
+  ],
+  ids=['token', 'query', 'matmul', 'no projection'],
 )
 def test_images_together_are_as_one_by_one(apply):
   quantized = nemo_jax.quantize(apply, TOKENS, IMAGES, calibration='min_max')
@@ -219,41 +241,85 @@ def test_images_together_are_as_one_by_one(apply):
   np.testing.assert_allclose(found, apply(TOKENS, IMAGES), rtol=1e-5)
 
 
-BY_PLACE = {'w': normal(5, 4, 3), 'state': normal(6, 6, 4)}
+BY_PLACE = {
+  'w': normal(5, 4, 3),
+  'state': normal(6, 6, 4),
+  'experts': normal(7, 3, 4, 3),
+  'ids': jnp.asarray([0, 1, 2, 0, 1, 2]),
+}
+
+
+def choose_experts(v, x):
+  own = v['experts'][v['ids'][: len(x)]]
+  return jnp.einsum('btd,bde->bte', x, own)
 
 
 @pytest.mark.parametrize(
   ('apply', 'words'),
   [
-    (lambda v, x: (x.mean(1) + v['state']) @ v['w'], "'w' is a dense of 72"),
-    (lambda v, x: x.reshape(6, 5, 4) @ v['w'], 'cannot be traced for 1 of the'),
-    (lambda v, x: x.mean(0) @ v['w'], "'w' is a dense of 60"),
+    (lambda v, x: (x.mean(1) + v['state']) @ v['w'], 'be traced for 2 of the'),
+    (lambda v, x: x.reshape(6, 5, 4) @ v['w'], 'cannot be traced for 2 of the'),
+    (lambda v, x: x.sum(0) @ v['w'], "'w' is a dense of 30"),
+    (lambda v, x: (x - x.mean(0)) @ v['w'], "operand of 'div' is .. for 2"),
+    (lambda v, x: (x / len(x)) @ v['w'], "operand of 'div' is .. for 2"),
+    (lambda v, x: x @ (v['w'] / len(x)), "operand of 'dot_general'"),
+    (
+      lambda v, x: (x + v['state'][: len(x), None]) @ v['w'],
+      "operand of 'add' is .2, 1, 4. for 2 examples and .6, 1, 4. for 6",
+    ),
+    (choose_experts, "operand of 'dot_general' is .2, 4, 3. for 2"),
     (
       lambda v, x: jnp.einsum(
         'bi,bij->bj',
         x[:, 0],
         (jnp.arange(len(x)) + 1.0)[:, None, None] * v['w'],
       ),
-      "weight 'w' has shape .1, 4, 3. for one example and .6, 4, 3. for 6",
+      "operand of 'dot_general' is .2, 4, 3. for 2 examples",
     ),
     (
       lambda v, x: (
-        x @ v['w'] if len(x) == 1 else jnp.tanh(x) @ v['w'] @ v['w'].T
+        x @ v['w'] if len(x) < 4 else jnp.tanh(x) @ v['w'] @ v['w'].T
       ),
       'other operations for 6 examples',
     ),
     (
-      lambda v, x: x @ v['w'] + (0 if len(x) == 1 else (x @ x.mT).sum()),
+      lambda v, x: x @ v['w'] + (0 if len(x) < 4 else (x @ x.mT).sum()),
       "'matmul' became 'w'|'w' became 'matmul'|2 and 4 operands",
     ),
   ],
-  ids=['state', 'reshape', 'mean', 'place', 'branch', 'more'],
+  ids=[
+    'state',
+    'reshape',
+    'sum',
+    'mean',
+    'count',
+    'weight by count',
+    'state by place',
+    'experts by place',
+    'weight by place',
+    'branch',
+    'more',
+  ],
 )
 def test_a_function_that_treats_images_by_their_number_is_refused(apply, words):
-  for call in (transform.inspect, nemo_jax.quantize):
-    with pytest.raises(InputError, match=words) as raised:
-      call(apply, BY_PLACE, IMAGES)
-    assert len(str(raised.value).splitlines()) == 1
+  with pytest.raises(InputError, match=words) as raised:
+    nemo_jax.quantize(apply, BY_PLACE, IMAGES)
+  assert len(str(raised.value).splitlines()) == 1
+  # With shapes alone as well, but for what certain values decide.
+  if apply is not choose_experts:
+    shapes = jax.eval_shape(lambda: BY_PLACE)
+    with pytest.raises(InputError, match=words):
+      transform.inspect(apply, shapes, jax.eval_shape(lambda: IMAGES))
+
+
+def test_a_choice_by_place_within_an_image_is_fine():
+  def apply(v, x):
+    last = x[jnp.arange(len(x)), jnp.argmax(x[..., 0], axis=1)]
+    return last @ v['w']
+
+  quantized = nemo_jax.quantize(apply, WEIGHT, IMAGES, calibration='min_max')
+  found = quantized.apply(WEIGHT, IMAGES, np.full(2, 32))
+  np.testing.assert_allclose(found, apply(WEIGHT, IMAGES), rtol=1e-6)
 
 
 def test_another_number_of_images_later_is_refused_where_it_matters():
@@ -299,6 +365,7 @@ def test_a_bank_survives_a_trace_with_other_equations():
     (WEIGHT, 3.0, 'images are a float'),
     (WEIGHT, np.asarray([{}], object), 'images are a ndarray'),
     (WEIGHT, np.float32(3), 'images have no axes'),
+    (WEIGHT, IMAGES[:0], 'there are no images; give at least one'),
     (WEIGHT | {'scale': 0.5}, IMAGES, "variable 'scale' is a float"),
     (WEIGHT | {'on': True}, IMAGES, "variable 'on' is a bool"),
     (WEIGHT | {'a': {'name': 'x'}}, IMAGES, "variable 'a/name' is a str"),
@@ -317,8 +384,15 @@ def test_a_quantized_function_refuses_them_too():
   )
   with pytest.raises(InputError, match='images are a tuple'):
     quantized.apply(WEIGHT, (IMAGES, IMAGES), np.full(2, 4))
-  with pytest.raises(InputError, match="variable 'w' is a str"):
-    quantized.apply({'w': 'text'}, IMAGES, np.full(2, 4))
+  for bad, words in (
+    ({'w': 'text'}, "variable 'w' is a str"),
+    ({'w': WEIGHT['w'].T}, r"variable 'w' has shape \(3, 4\), not \(4, 3\)"),
+    (WEIGHT | {'more': IMAGES}, 'there are 2 variables; the function has 1'),
+  ):
+    with pytest.raises(InputError, match=words):
+      quantized.apply(bad, IMAGES, np.full(2, 4))
+  with pytest.raises(InputError, match='there are no images'):
+    quantized.apply(WEIGHT, IMAGES[:0], np.full(2, 4))
 
 
 # Bits.

@@ -50,6 +50,9 @@ class Analysis(NamedTuple):
   fixed: tuple[str, ...]  # products with what is computed, not stored
   stored: tuple[Stored, ...]  # what is read in float
   unread: tuple[int, ...]  # variables that nothing reads, by leaf index
+  roots: tuple[int, ...]  # the slot of the tensor of each quantizer
+  # Axes of weights along which they are repeated for every image.
+  repeated: dict[Site, tuple[int, ...]] = {}
 
   def slot(self, program: program_lib.Program, site: Site) -> int:
     """The slot of an operand in the program that was analyzed."""
@@ -272,4 +275,5 @@ def analyze(
     unread=tuple(
       i for i, slot in enumerate(program.inputs[:-1]) if slot not in live
     ),
+    roots=tuple(finder.index_of),
   )

@@ -1,6 +1,6 @@
 """Whether a function treats every example of a batch alike.
 
-What is quantized is decided by the trace for one example. A function may be
+What is quantized is decided by the trace for two examples. A function may be
 traced for any number of them, as long as it does the same to each.
 """
 
@@ -8,130 +8,235 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.base import InputError
+from nemo_jax.base import InputError, PyTree
 from nemo_jax.quantization import program as program_lib
-from nemo_jax.quantization.analysis import Analysis
+from nemo_jax.quantization.analysis import Analysis, Quantizer
+from nemo_jax.quantization.program import Program
+
+# How primitives that draw random numbers are called.
+_RANDOM = ('random_bits', 'rng_', 'threefry')
 
 
-def check_sites(one: Analysis, many: Analysis, count: int) -> None:
+def check_sites(few: Analysis, many: Analysis, count: int) -> None:
   """Raises `InputError` unless the same operands are quantized in both.
 
   Args:
-    one: of the trace for one example.
+    few: of the trace for two examples.
     many: of another trace.
     count: its number of examples.
   """
-  if one.sites == many.sites:
+  if few.sites == many.sites:
     return
-  pairs = zip(one.sites, many.sites, strict=False)
+  pairs = zip(few.sites, many.sites, strict=False)
   differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
   if differing:
     what = f'{differing[0].operation!r} became {differing[1].operation!r}'
   else:
-    what = f'there are {len(one.sites)} and {len(many.sites)} operands'
+    what = f'there are {len(few.sites)} and {len(many.sites)} operands'
   raise InputError(
-    f'apply does other operations for {count} examples than for one ({what}); '
-    'it has to do the same to each example'
+    f'apply does other operations for {count} examples than for 2 ({what}); it '
+    'has to do the same to each example'
   )
 
 
-def check_operations(one: Analysis, many: Analysis, count: int) -> None:
+def check_operations(few: Analysis, many: Analysis, count: int) -> None:
   """Raises `InputError` unless work and activations grow with the examples.
 
   Arguments as for `check_sites`.
   """
-  for first, second in zip(one.operations, many.operations, strict=True):
+  for first, second in zip(few.operations, many.operations, strict=True):
     if (first.kind, first.macs) != (second.kind, second.macs):
       raise InputError(
         f'{first.name!r} is a {first.kind} of {first.macs:,} multiply-'
-        f'accumulates for one example, a {second.kind} of {second.macs:,} for '
-        f'each of {count}; apply has to do the same to each example'
+        f'accumulates for each of 2 examples, a {second.kind} of '
+        f'{second.macs:,} for each of {count}; apply has to do the same to '
+        'each example'
       )
-  for first, second in zip(one.quantizers, many.quantizers, strict=True):
+  for first, second in zip(few.quantizers, many.quantizers, strict=True):
     if not first.is_weight and first.elements != second.elements:
       raise InputError(
-        f'{first.name!r} has {first.elements:,} values for one example, '
+        f'{first.name!r} has {first.elements:,} values for each of 2 examples, '
         f'{second.elements:,} for each of {count}; apply has to do the same to '
         'each example'
       )
 
 
-def _numbers(avals) -> list[np.ndarray]:
-  """Arrays of these shapes with numbers that no identity depends on."""
-  draw = np.random.default_rng(0)
+def _static_operands(program: Program) -> list[tuple[str, int]]:
+  """What meets the images: (name of the equation, slot), in order.
 
-  def one(aval):
-    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-      return jax.random.key(0)
-    if jnp.issubdtype(aval.dtype, jnp.inexact):
-      values = draw.uniform(0.5, 1.5, aval.shape)
-      return jnp.asarray(values.astype(np.float32), aval.dtype)
-    return jnp.zeros(aval.shape, aval.dtype)
+  Floating-point numbers alone: whole ones may say which example it is.
+  """
+  static = program_lib.static_slots(program)
+  return [
+    (equation.name, slot)
+    for equation in program.equations
+    if not static.issuperset(equation.inputs)
+    for slot in equation.inputs
+    if slot in static and jnp.issubdtype(program.avals[slot].dtype, jnp.inexact)
+  ]
 
-  return [one(aval) for aval in avals]
 
-
-def _values(program: program_lib.Program, slots: list[int]) -> list[np.ndarray]:
-  """What is in some slots, not computed from images, for any variables."""
+def _text(program: Program, slots: list[int]) -> list:
+  """What computes some slots, equal if it is the same computation."""
   part = program_lib.needed_for(program, slots)
-  avals = [program.avals[slot] for slot in part.inputs[:-1]]
-  found = program_lib.run(part, [*_numbers(avals), None])
-  return [np.asarray(x, np.float32) for x in found]
+  number = {slot: i for i, slot in enumerate(part.inputs)}
+  for slot, value in part.constants.items():
+    known = program_lib.is_number(value)
+    number[slot] = str(value) if known else program_lib.identity(value)
+  lines = []
+  for equation in part.equations:
+    read = [number[slot] for slot in equation.inputs]
+    lines.append((equation.name, read, str(equation.params)))
+    for slot in equation.outputs:
+      number[slot] = len(number)
+  return [*lines, [number[slot] for slot in slots]]
 
 
-def _is_repeated(first: np.ndarray, second: np.ndarray) -> bool:
-  """Whether the second array is the first, repeated along axes of size 1.
+def _numbers(leaf) -> jax.Array:
+  """The leaf, or any numbers where it has no values yet."""
+  if not isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+    return jnp.asarray(leaf)
+  draw = np.random.default_rng(0)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.key(0)
+  if jnp.issubdtype(leaf.dtype, jnp.inexact):
+    values = draw.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    return jnp.asarray(values, leaf.dtype)
+  return jnp.asarray(draw.integers(0, 2, leaf.shape), leaf.dtype)
+
+
+def _values(program: Program, slots: list[int], leaves) -> list[np.ndarray]:
+  """What is in some slots, which images do not decide."""
+  part = program_lib.needed_for(program, slots)
+  found = program_lib.run(part, [*leaves, None])
+  return [np.asarray(x, np.complex64) for x in found]
+
+
+def _is_repeated(few: np.ndarray, many: np.ndarray) -> bool:
+  """Whether both repeat one array along the axes in which they differ.
 
   But for rounding, which differs between products of other sizes.
   """
-  return (
-    first.ndim == second.ndim
-    and all(a in (1, b) for a, b in zip(first.shape, second.shape, strict=True))
-    and np.allclose(np.broadcast_to(first, second.shape), second, rtol=1e-3)
+  if few.ndim != many.ndim:
+    return False
+  sizes = zip(few.shape, many.shape, strict=True)
+  first = tuple(slice(None) if a == b else slice(0, 1) for a, b in sizes)
+  one = few[first]
+  return all(
+    np.allclose(np.broadcast_to(one, x.shape), x, rtol=1e-3, atol=1e-6)
+    for x in (few, many)
   )
 
 
-def check_weights(
-  programs: tuple[program_lib.Program, program_lib.Program],
+def _is_random(program: Program, slot: int) -> bool:
+  """Whether a value is drawn anew, as noise is for each example."""
+  part = program_lib.needed_for(program, [slot])
+  return any(e.name.startswith(_RANDOM) for e in part.equations)
+
+
+def check_static(
+  programs: tuple[Program, Program],
   analyses: tuple[Analysis, Analysis],
+  variables: PyTree,
   count: int,
 ) -> None:
-  """Raises `InputError` for a weight with other values for each example.
+  """Raises `InputError` where images meet other numbers by their number.
 
-  One that is repeated along the batch, such as a learned query, is one tensor.
-  That it is repeated is tried out, with any numbers as variables.
+  What is repeated along the batch, such as a learned query, is one tensor; so
+  it is in both programs, whatever is computed from variables.
+
+  Noise that is added to activations differs, and may.
 
   Args:
-    programs: for one example, and for `count`.
+    programs: for two examples, and for `count`.
     analyses: of both.
+    variables: of the function; arrays without values are made up.
     count: of examples.
   """
-  weights = [
-    site
+  found = [_static_operands(program) for program in programs]
+  names = [[name for name, _ in own] for own in found]
+  slots = [[slot for _, slot in own] for own in found]
+  if names[0] != names[1]:
+    raise InputError(
+      f'apply does other operations for {count} examples than for 2; it has to '
+      'do the same to each example'
+    )
+  texts = [_text(*pair) for pair in zip(programs, slots, strict=True)]
+  if texts[0] == texts[1]:
+    return
+  constants = [x for p in programs for x in p.constants.values()]
+  if any(isinstance(x, jax.core.Tracer) for x in constants):
+    raise InputError(
+      'apply has captured traced arrays, and computes other numbers from them '
+      'for other numbers of examples; give them as variables'
+    )
+  leaves = [_numbers(leaf) for leaf in jax.tree.leaves(variables)]
+  values = [
+    _values(program, own, leaves)
+    for program, own in zip(programs, slots, strict=True)
+  ]
+  weights = {
+    analyses[0].slot(programs[0], site)
     for site in analyses[0].sites
     if analyses[0].quantizers[site.quantizer].is_weight
-  ]
-  slots = [
-    [analysis.slot(program, site) for site in weights]
-    for program, analysis in zip(programs, analyses, strict=True)
-  ]
-  shapes = [
-    [program.avals[slot].shape for slot in own]
-    for program, own in zip(programs, slots, strict=True)
-  ]
-  if shapes[0] == shapes[1]:
-    return
-  constants = programs[1].constants.values()
-  # What a traced function captured has no values yet.
-  known = not any(isinstance(x, jax.core.Tracer) for x in constants)
-  values = [
-    _values(program, own) if known else own
-    for program, own in zip(programs, slots, strict=True)
-  ]
-  for site, first, second, *pair in zip(weights, *shapes, *values, strict=True):
-    if first != second and not (known and _is_repeated(*pair)):
-      name = analyses[0].quantizers[site.quantizer].name
+  }
+  for name, slot, few, many in zip(names[0], slots[0], *values, strict=True):
+    noise = slot not in weights and _is_random(programs[0], slot)
+    if not noise and not _is_repeated(few, many):
       raise InputError(
-        f'the weight {name!r} has shape {first} for one example and {second} '
-        f'for {count}, and is not repeated along the batch'
+        f"an operand of '{name}' is {list(few.shape)} for 2 examples and "
+        f'{list(many.shape)} for {count}, and is not the same for each; apply '
+        'has to do the same to each example'
       )
+
+
+def _kept(few: tuple[int, ...], many: tuple[int, ...]) -> list[int]:
+  """Axes that do not grow with the examples."""
+  return [i for i, (a, b) in enumerate(zip(few, many, strict=True)) if a == b]
+
+
+def for_one(
+  programs: tuple[Program, Program], analyses: tuple[Analysis, Analysis]
+) -> Analysis:
+  """The first analysis, with what is repeated along the batch counted once.
+
+  Arguments as for `check_static`, which they have passed.
+  """
+  few, many = analyses
+  repeated, grows = {}, {}
+  for site in few.sites:
+    if few.quantizers[site.quantizer].is_weight:
+      shapes = [
+        program.avals[analysis.slot(program, site)].shape
+        for program, analysis in zip(programs, analyses, strict=True)
+      ]
+      kept = _kept(*shapes)
+      axes = tuple(i for i in range(len(shapes[0])) if i not in kept)
+      repeated |= {site: axes} if axes else {}
+      grows.setdefault(site.quantizer, set()).update(axes)
+
+  def one(index: int, quantizer: Quantizer) -> Quantizer:
+    if not quantizer.is_weight:
+      return quantizer
+    shapes = [
+      program.avals[analysis.roots[index]].shape
+      for program, analysis in zip(programs, analyses, strict=True)
+    ]
+    axes = [a for a in quantizer.channel_axes if a not in grows[index]]
+    doubled = len(quantizer.channel_axes) - len(axes)
+    return quantizer._replace(
+      channel_axes=tuple(axes),
+      channels=quantizer.channels // 2**doubled,
+      elements=int(np.prod([shapes[0][a] for a in _kept(*shapes)], dtype=int)),
+    )
+
+  quantizers = tuple(one(i, q) for i, q in enumerate(few.quantizers))
+  operations = tuple(
+    op._replace(parameters=quantizers[op.operands[-1]].elements)
+    if op.parameters
+    else op
+    for op in few.operations
+  )
+  return few._replace(
+    quantizers=quantizers, operations=operations, repeated=repeated
+  )

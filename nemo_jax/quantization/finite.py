@@ -57,5 +57,6 @@ def culprit(
       found.append(f"the operation '{equation.name}'{of} is not finite")
     return results
 
-  program_lib.run(program, [*jax.tree.leaves(variables), image], execute)
+  images = jnp.repeat(image, tracing.FEW, axis=0)
+  program_lib.run(program, [*jax.tree.leaves(variables), images], execute)
   return found[0] if found else 'the images hold values that are not finite'

@@ -100,6 +100,13 @@ def _body(
   return body, ()
 
 
+def identity(value) -> tuple[int, ...]:
+  """What is equal for an array and whatever else holds the same memory."""
+  if not isinstance(value, np.ndarray):
+    return (id(value),)
+  return (value.__array_interface__['data'][0], *value.strides)
+
+
 def flatten(closed: jex.core.ClosedJaxpr, derivatives: bool = True) -> Program:
   """The program of a jaxpr with its nested calls taken apart.
 
@@ -107,16 +114,19 @@ def flatten(closed: jex.core.ClosedJaxpr, derivatives: bool = True) -> Program:
     closed: the jaxpr.
     derivatives: whether those that functions define for themselves are kept.
   """
-  equations, constants, avals = [], {}, {}
+  equations, constants, avals, held = [], {}, {}, {}
 
   def new_slot(aval):
     avals[len(avals)] = aval
     return len(avals) - 1
 
   def constant(aval, value):
-    slot = new_slot(aval)
-    constants[slot] = value
-    return slot
+    # A function that is called twice has captured its arrays once.
+    key = (str(aval), identity(value))
+    if is_number(value) or key not in held:
+      held[key] = new_slot(aval)
+      constants[held[key]] = value
+    return held[key]
 
   def walk(jaxpr, consts, inputs):
     slots = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -155,7 +165,9 @@ def trace(function: Callable[..., Any], *arguments) -> tuple[Program, Any]:
   used = [True] * len(closed.jaxpr.outvars)
   jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
   program = flatten(jex.core.ClosedJaxpr(jaxpr, closed.consts))
-  return without_dead_code(program), shapes
+  # A weight that is computed anew at every use is one tensor.
+  program = without_repeats(without_dead_code(program), static=True)
+  return program, shapes
 
 
 def is_number(value) -> bool:
@@ -163,9 +175,24 @@ def is_number(value) -> bool:
   return np.ndim(value) == 0 and not isinstance(value, jax.Array)
 
 
-def without_repeats(program: Program) -> Program:
-  """The program with nothing computed twice."""
+def static_slots(program: Program) -> set[int]:
+  """Slots of what does not depend on the images, the last input."""
+  static = {*program.constants, *program.inputs[:-1]}
+  for equation in program.equations:
+    if static.issuperset(equation.inputs):
+      static |= set(equation.outputs)
+  return static
+
+
+def without_repeats(program: Program, static: bool = False) -> Program:
+  """The program with nothing computed twice.
+
+  Args:
+    program: the program.
+    static: whether that is asked for of what the images do not decide alone.
+  """
   same, seen, equations = {}, {}, []
+  among = static_slots(program) if static else None
 
   def is_new(key, slots):
     first = seen.setdefault(key, slots)
@@ -180,7 +207,8 @@ def without_repeats(program: Program) -> Program:
     inputs = tuple(same.get(slot, slot) for slot in equation.inputs)
     # A jaxpr does not tell its constants in its text.
     whole = str(equation.params)
-    if equation.eqn.effects or sub_jaxprs(equation.eqn):
+    apart = among is not None and not among.issuperset(equation.outputs)
+    if apart or equation.eqn.effects or sub_jaxprs(equation.eqn):
       whole = equation.outputs
     if is_new((equation.name, inputs, whole), equation.outputs):
       equations.append(equation._replace(inputs=inputs))

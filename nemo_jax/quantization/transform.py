@@ -34,7 +34,7 @@ class Structure(NamedTuple):
   bytes_per_image: int  # of activations alive at once, as traced
   unread: tuple[str, ...]  # variables that the function never reads
   fixed: tuple[str, ...]  # products that are no layers: with what is computed
-  outputs: PyTree  # of jax.ShapeDtypeStruct, for one example
+  outputs: PyTree  # of jax.ShapeDtypeStruct, for two examples
 
 
 class Quantized(NamedTuple):
@@ -54,7 +54,7 @@ class Quantized(NamedTuple):
   weights: Callable[..., Any]  # variables -> {site: the weight used there}
   with_bank: Callable[[Bank], 'Quantized']  # the same with another default
   bank: Bank
-  program: program_lib.Program  # as traced for one image
+  program: program_lib.Program  # as traced for two images
   analysis: analysis_lib.Analysis  # of it
   quantizers: tuple[analysis_lib.Quantizer, ...]  # from here: see Structure
   operations: tuple[operations_lib.Operation, ...]
@@ -80,7 +80,7 @@ def num_classes(quantized: Quantized) -> int:
       'as lambda v, x: apply(v, x)[0]'
     )
   is_float = jnp.issubdtype(outputs.dtype, jnp.floating)
-  if len(outputs.shape) != 2 or outputs.shape[0] != 1 or not is_float:
+  if outputs.shape[:1] != (tracing.FEW,) or outputs.ndim != 2 or not is_float:
     shape = ', '.join(map(str, ('B', *outputs.shape[1:])))
     raise InputError(
       f'outputs are {outputs.dtype}[{shape}]; logits [B, C] are needed'
@@ -123,11 +123,23 @@ def inspect(
       or as for `quantize`.
     NotImplementedError: as for `quantize`.
   """
+  _check_structure(also, weight_scheme)
+  few, many = tracing.traces(apply, variables, images, also)
+  return _structure(few, many, variables, weight_scheme)
+
+
+def _check_structure(also: Sequence[str], weight_scheme: str) -> None:
+  """Raises `InputError` for unknown options."""
   _check('weight_scheme', weight_scheme, calibrate.SCHEMES)
   for kind in also:
     _check('an entry of also', kind, operations_lib.OPTIONAL_KINDS)
-  one, many = tracing.traces(apply, variables, images, also)
-  analysis = one.analysis
+
+
+def _structure(
+  few: tracing.Trace, many: tracing.Trace, variables, weight_scheme: str
+) -> Structure:
+  """The structure of a function, from both of its traces."""
+  analysis = few.analysis
   if not analysis.quantizers:
     raise InputError(
       'nothing to quantize: no convolution or matrix product of the images'
@@ -139,12 +151,18 @@ def inspect(
     sequential_graph=graph_lib.sequential_graph(analysis),
     data_flow_graph=graph_lib.data_flow_graph(analysis),
     costs=costs_lib.count(analysis, weight_scheme == 'asymmetric'),
-    bytes_per_image=program_lib.peak_bytes(many.program)
-    // max(images.shape[0], 2),
+    bytes_per_image=program_lib.peak_bytes(many.program) // many.count,
     unread=tuple(names[i] for i in analysis.unread),
     fixed=analysis.fixed,
-    outputs=one.outputs,
+    outputs=few.outputs,
   )
+
+
+def _with_rank(x: Array, rank: int) -> Array:
+  """The array with axes of size 1 in front added or left out; no numbers."""
+  if x.ndim in (0, rank):
+    return x
+  return x.reshape((1,) * (rank - x.ndim) + x.shape[max(x.ndim - rank, 0) :])
 
 
 def _run(trace: tracing.Trace, product, variables, images, visit) -> PyTree:
@@ -171,6 +189,7 @@ def _run(trace: tracing.Trace, product, variables, images, visit) -> PyTree:
       value, scale, shift = visit(site, operands[site.operand])
       # A weight that is repeated along the batch is kept for one image.
       shape = program.avals[equation.inputs[site.operand]].shape
+      value, scale = (_with_rank(x, len(shape)) for x in (value, scale))
       operands[site.operand] = jnp.broadcast_to(value, shape)
       scales.append((site.operand, scale))
       shifts += [] if shift is None else [(site.operand, shift)]
@@ -192,13 +211,17 @@ def _run(trace: tracing.Trace, product, variables, images, visit) -> PyTree:
 
 def _weights(trace: tracing.Trace, variables) -> dict[analysis_lib.Site, Array]:
   """The weights that are quantized, as they are where they are used."""
-  program, analysis, _ = trace
+  program, analysis = trace.program, trace.analysis
   sites = [
     s for s in analysis.sites if analysis.quantizers[s.quantizer].is_weight
   ]
   slots = [analysis.slot(program, site) for site in sites]
   part = program_lib.needed_for(program, slots)
   values = program_lib.run(part, [*jax.tree.leaves(variables), None])
+  for site, axes in analysis.repeated.items():
+    index = sites.index(site)
+    for axis in axes:
+      values[index] = jax.lax.slice_in_dim(values[index], 0, 1, axis=axis)
   return dict(zip(sites, values, strict=True))
 
 
@@ -349,19 +372,18 @@ def quantize(
   if not len(images):
     raise InputError('quantize needs at least one image to calibrate with')
   images = jnp.asarray(images)
-  structure = inspect(
-    apply, variables, images[:chunk], also=also, weight_scheme=weight_scheme
-  )
+  _check_structure(also, weight_scheme)
+  few, many = tracing.traces(apply, variables, images[:chunk], also)
+  structure = _structure(few, many, variables, weight_scheme)
   quantizers = structure.quantizers
   chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
   collect = functools.partial(_collect, apply, also, lowering)
   limits, counts = _observe(collect, quantizers, variables, chunks)
   trace = functools.partial(tracing.trace, apply, also=also)
-  example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
 
   @jax.jit
   def find_weights(variables):
-    weights = _weights(trace(variables, example), variables)
+    weights = _weights(few, variables)
     # Of a weight that is read twice the first is as good.
     return {s.quantizer: w for s, w in reversed(weights.items())}
 
@@ -378,27 +400,26 @@ def quantize(
     )
   )
   bank = Bank(find_ranges(weights, limits, counts))
-  return _quantized(trace, example, variables, lowering, bank, structure)
+  return _quantized(trace, few, lowering, bank, structure)
 
 
 def _quantized(
-  trace, example, variables, lowering, bank, structure: Structure
+  trace, known: tracing.Trace, lowering, bank, structure: Structure
 ) -> Quantized:
   """The functions of a `Quantized` around its default bank."""
   default, quantizers = bank, structure.quantizers
   products = lowering_lib.LOWERINGS[lowering]
-  known = trace(variables, example)
 
   def trace_same(variables, images):
     found = trace(variables, images)
-    count = images.shape[0]
-    examples.check_sites(known.analysis, found.analysis, count)
+    examples.check_sites(known.analysis, found.analysis, found.count)
     return found
 
   def find_weights(variables):
-    return _weights(trace(variables, example), variables)
+    return _weights(known, variables)
 
   def encode(variables, bits, bank=default, max_bits=None):
+    tracing.check_variables(variables, known.program)
     bits = fake_quant_lib.check_bits(bits, len(quantizers))
     if max_bits is not None:
       bits = jnp.minimum(bits, max_bits)
@@ -462,7 +483,7 @@ def _quantized(
     return run(variables, images, encode(variables, bits, bank, max_bits))
 
   def with_bank(bank):
-    return _quantized(trace, example, variables, lowering, bank, structure)
+    return _quantized(trace, known, lowering, bank, structure)
 
   return Quantized(
     quantized_apply,

@@ -162,6 +162,10 @@ def _consumes(program, equation, values, also) -> bool:
   """Whether the operands of an equation are quantized."""
   if _is_product(program, equation, values):
     return not _is_fixed(program, equation, values)
+  aval = program.avals[equation.outputs[0]] if equation.outputs else None
+  # Sums of whole numbers are indices and counts.
+  if aval is None or not jnp.issubdtype(aval.dtype, jnp.floating):
+    return False
   if 'add' in also and _is_add(equation, values, program.avals):
     return True
   shape = program.avals[equation.inputs[0]].shape
