@@ -9,6 +9,8 @@ import errno
 import logging
 import os
 import pathlib
+import sys
+import time
 from collections.abc import Iterator
 
 import jax
@@ -20,6 +22,8 @@ from nemo_jax.base import InputError, PyTree, first_line
 _KEPT = 3
 # How orbax names what it is writing.
 _UNFINISHED = '.orbax-checkpoint-tmp'
+# Seconds after an error until all threads have ended.
+_LATE = 0.2
 
 
 def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
@@ -52,13 +56,27 @@ def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-  """Within, orbax's threads do not log errors that are raised as well."""
-  logger = logging.getLogger('absl')
+  """Within, an error is told once: it is raised.
+
+  orbax's threads log it as well, with tracebacks; and what tensorstore still
+  has to say then meets an event loop that orbax has closed.
+  """
+  logger, hook = logging.getLogger('absl'), sys.unraisablehook
   level = logger.level
+
+  def quiet(told) -> None:
+    if str(told.exc_value) != 'Event loop is closed':
+      hook(told)
+
   logger.setLevel(logging.CRITICAL)
+  sys.unraisablehook = quiet
   try:
     yield
+  except Exception:
+    time.sleep(_LATE)
+    raise
   finally:
+    sys.unraisablehook = hook
     logger.setLevel(level)
 
 
