@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -203,6 +204,11 @@ def load_workload(**overrides) -> workloads.Workload:
     **overrides: fields of `workloads.Sources` that the flags do not decide.
   """
   runs.check_folder(cache(), read_only=True)
+  # There may be hundreds, of a disk that is full or read-only: what is not
+  # kept is compiled again.
+  warnings.filterwarnings(
+    'ignore', 'Error writing persistent compilation cache entry'
+  )
   if jax.config.jax_compilation_cache_dir is None:
     folder = cache().absolute() / 'xla'
     jax.config.update('jax_compilation_cache_dir', os.fspath(folder))

@@ -69,6 +69,8 @@ def errors_named(path: str | os.PathLike) -> Iterator[None]:
     yield
   except OSError as error:
     where = error.filename if isinstance(error.filename, str) else path
+    # A draft has a name that nobody knows.
+    where = path if str(where).endswith(_DRAFT) else where
     reason = error.strerror or str(error) or type(error).__name__
     raise InputError(f'cannot use {where}: {reason}') from error
 

@@ -142,6 +142,22 @@ def test_drafts_of_killed_processes_are_deleted(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['.b.2.draft', 'c', 'd']
 
 
+def test_a_draft_that_cannot_be_made_names_its_folder(tmp_path, monkeypatch):
+  def fail(**names):
+    path = f'{names["dir"]}/{names["prefix"]}x{names["suffix"]}'
+    raise OSError(30, 'Read-only file system', path)
+
+  for name in ('mkstemp', 'mkdtemp'):
+    monkeypatch.setattr(tempfile, name, fail)
+  for folder in (False, True):
+    with (
+      pytest.raises(InputError) as raised,
+      files.draft(tmp_path / 'a', folder=folder),
+    ):
+      pass
+    assert str(raised.value) == f'cannot use {tmp_path}: Read-only file system'
+
+
 def test_an_error_of_the_system_names_the_path(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot use .*file.*: '):
