@@ -26,6 +26,17 @@ def concrete(value) -> np.ndarray | None:
   return np.asarray(value)
 
 
+def whole(name: str, value, least: int = 1) -> int:
+  """A whole number that is not below the least.
+
+  Raises:
+    InputError: it is, or is no whole number.
+  """
+  if not hasattr(value, '__index__') or value < least:
+    raise InputError(f'{name} is {value!r}; give a whole number from {least}')
+  return int(value)
+
+
 def array(
   name: str, value, axes: str, kind: str = 'real', **sizes: int
 ) -> Array:
@@ -53,12 +64,12 @@ def array(
   if not fits:
     wanted = ', '.join(str(sizes.get(letter, letter)) for letter in letters)
     more = '..., ' if axes[0] == '.' else ''
-    raise InputError(f'{name} has shape {shape}; it takes [{more}{wanted}]')
+    raise InputError(f'{name}: the shape is {shape}; give [{more}{wanted}]')
   if kind == 'bool' and not value.size:
     return value.astype(bool)
   if not _is_kind(value.dtype, kind):
     raise InputError(
-      f'{name} has dtype {value.dtype.name}; it takes {_KINDS[kind]}'
+      f'{name}: the type is {value.dtype.name}; give {_KINDS[kind]}'
     )
   return _widened(value, kind)
 
@@ -77,7 +88,7 @@ def _as_array(name, value) -> Array:
     return jnp.asarray(value)
   except (TypeError, ValueError, OverflowError) as error:
     line = str(error).splitlines()[0]
-    raise InputError(f'{name} is no array of numbers: {line}') from error
+    raise InputError(f'{name}: no array of numbers: {line}') from error
 
 
 def _is_kind(dtype, kind: str) -> bool:
@@ -93,10 +104,9 @@ def _widened(value: Array, kind: str) -> Array:
   """The value in 32 bits or more, of floats where it is real."""
   if kind == 'bool' or (kind == 'any' and value.dtype.kind != 'V'):
     return value
+  narrow = value.dtype.itemsize < 4
   if jnp.issubdtype(value.dtype, jnp.floating):
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value.astype(jnp.float32) if narrow else value
   if kind == 'real':
     return value.astype(jnp.result_type(float))
-  if value.dtype == jnp.uint32:
-    return value
-  return value.astype(jnp.promote_types(value.dtype, jnp.int32))
+  return value.astype(jnp.int32) if narrow else value

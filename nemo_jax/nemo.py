@@ -82,7 +82,9 @@ def init(
       problem does not fit together (see `contract.check_problem`), or a species
       was made for another.
   """
+  checks.whole('population_size', population_size)
   check_size(population_size, len(species))
+  checks.whole('archive_size', archive_size)
   contract.check_problem(problem)
   contract.check_species(problem, species)
   nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]

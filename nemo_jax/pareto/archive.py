@@ -17,10 +17,9 @@ def empty_population(
   """A `Population` of `capacity` empty slots.
 
   Raises:
-    InputError: there are none.
+    InputError: that is not one or more.
   """
-  if capacity < 1:
-    raise InputError(f'a capacity of {capacity} holds nothing; give 1 or more')
+  checks.whole('capacity', capacity)
   return Population(
     choices=jnp.zeros((capacity, num_nodes), jnp.int32),
     objectives=jnp.full((capacity, num_objectives), jnp.inf, jnp.float32),
@@ -44,7 +43,7 @@ def archive_insert(
   three, the most crowded rows go instead.
 
   Args:
-    archive: [A, ...].
+    archive: [A, ...], empty or from the last call.
     candidates: [P, ...].
     reference: [M], no better than this is worth nothing; the same in all calls.
       If absent, a tenth of its extent behind the worst of the front, anew in
@@ -141,10 +140,11 @@ def _trim(objectives, front, old, capacity, reference) -> Array:
   beyond = jnp.max(jnp.where(span > 0, units - 1, jnp.inf), axis=1)
   inside = jnp.where((beyond < 0)[:, None], units, 1)
   ones = jnp.ones(inside.shape[1], inside.dtype)
+  only = lambda mask: jnp.where(mask[:, None], inside, ones)
 
   def drop(keep):
     excess = jnp.sum(keep) - capacity
-    rows = jnp.where(keep[:, None], inside, ones)
+    rows = only(keep)
     cost = contributions.exclusive_volumes(rows, ones)
     cost = jnp.where(keep, cost, jnp.inf)
     newest = -jnp.arange(len(keep))
@@ -154,9 +154,10 @@ def _trim(objectives, front, old, capacity, reference) -> Array:
     return keep & ~jnp.zeros_like(keep).at[first].set(goes)
 
   kept = jax.lax.while_loop(lambda x: jnp.sum(x) > capacity, drop, front)
-  old = sorting.nondominated_rank(objectives, old) == 0
-  volume = lambda mask: indicators.hypervolume(inside, ones, mask)
-  return jnp.where(volume(kept) >= volume(old), kept, old)
+  volume = lambda mask: indicators.sweep(only(mask), ones)
+  # As a loop, so that it is compiled once.
+  now, before = jax.lax.map(volume, jnp.stack([kept, old]))
+  return jnp.where(now >= before, kept, old)
 
 
 def _apart(points: Array, keep: Array, first: Array, many: Array) -> Array:

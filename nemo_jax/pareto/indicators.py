@@ -20,11 +20,8 @@ def reference_directions(num_objectives: int, partitions: int) -> np.ndarray:
   Raises:
     InputError: a number is below one.
   """
-  if not (num_objectives >= 1 and partitions >= 1):
-    raise InputError(
-      f'{num_objectives} objectives and {partitions} partitions: reference '
-      'directions need one or more of both'
-    )
+  num_objectives = checks.whole('num_objectives', num_objectives)
+  partitions = checks.whole('partitions', partitions)
   bars = itertools.combinations(
     range(partitions + num_objectives - 1), num_objectives - 1
   )
@@ -92,17 +89,24 @@ def r2(
 
 
 def _exponent(values: Array) -> Array:
-  """int32[...]: the power of two above each; far below all where it is none."""
-  usable = (values > 0) & jnp.isfinite(values)
-  far = -8 * jnp.finfo(values.dtype).maxexp
-  return jnp.where(usable, jnp.frexp(jnp.where(usable, values, 1))[1], far)
-
-
-def _shift(values: Array, exponent: Array) -> Array:
-  """Values x 2^exponent, exact; zero or infinity where that is out of range."""
+  """int32[...]: the power of two below each; far below all where it is none."""
   info = jnp.finfo(values.dtype)
-  # One such factor may itself be out of range.
-  for left in range(6, 0, -1):
+  bits = values.view(f'int{info.bits}') >> info.nmant
+  usable = (values > 0) & jnp.isfinite(values)
+  exponent = bits.astype(jnp.int32) - (info.maxexp - 1)
+  return jnp.where(usable, exponent, -8 * info.maxexp)
+
+
+def _shift(values: Array, exponent: Array, steps: int = 2) -> Array:
+  """Values x 2^exponent, exact; zero or infinity where that is out of range.
+
+  Args:
+    values: any shape.
+    exponent: int32[...], broadcasts against them.
+    steps: so many factors, for one may itself be out of range.
+  """
+  info = jnp.finfo(values.dtype)
+  for left in range(steps, 0, -1):
     step = exponent // left
     exponent -= step
     bits = (step + info.maxexp - 1).astype(f'int{info.bits}') << info.nmant
@@ -153,6 +157,8 @@ def hypervolume(
     raise InputError(f'hypervolume is exact for 2 or 3 objectives, not {m}')
   reference = check_point('reference', reference, m)
   dtype = jnp.promote_types(objectives.dtype, reference.dtype)
+  if not len(objectives):
+    return jnp.zeros((), dtype)
   points = sorting.clean(objectives.astype(dtype), mask)
   reference = reference.astype(dtype)
   # A point with one useless objective spans no volume; at the reference its
@@ -164,22 +170,33 @@ def hypervolume(
   # The difference of the largest numbers must not overflow, either.
   top = jnp.max(jnp.abs(points), axis=0, initial=0)
   near = jnp.finfo(dtype).maxexp - 2
-  quarter = jnp.where(_exponent(top) > near, -2, 0)
+  quarter = jnp.where(_exponent(top) >= near, -2, 0)
   points, reference = _shift(points, quarter), _shift(reference, quarter)
   exponents = _exponents(reference - points)
-  volume = _sweep(points, reference, exponents)
-  volume = _shift(volume, -jnp.sum(exponents + quarter))
+  volume = sweep(points, reference, exponents)
+  volume = _shift(volume, -jnp.sum(exponents + quarter), steps=6)
   volume = jnp.where(jnp.all(useless), 0, volume)
   return jnp.where(endless, jnp.inf, volume)
 
 
-def _sweep(points: Array, reference: Array, exponents: Array) -> Array:
-  """The volume of points within the reference, axes x 2^exponents."""
+def sweep(
+  points: Array, reference: Array, exponents: Array | None = None
+) -> Array:
+  """The volume of points up to the reference, axes x 2^exponents.
+
+  Args:
+    points: [n, M]; a row that is at the reference in one objective is at it in
+      all.
+    reference: [M].
+    exponents: int32[M]; none if absent.
+  """
   # In the order of the last objective.
   points = points[sorting.lexsort(sorting.sort_keys(points[:, -1:]))]
   height = jnp.diff(points[:, -1], append=reference[-1])
   depth = reference[-2] - points[:, -2]
-  height, depth = _shift(height, exponents[-1]), _shift(depth, exponents[-2])
+  if exponents is not None:
+    height = _shift(height, exponents[-1])
+    depth = _shift(depth, exponents[-2])
   if len(reference) == 2:
     return jnp.sum(height * jax.lax.cummax(depth))
 
@@ -199,7 +216,9 @@ def _sweep(points: Array, reference: Array, exponents: Array) -> Array:
     return raised
 
   places = sorting.sort(points[:, 0])
-  width = _shift(jnp.diff(places, append=reference[0]), exponents[0])
+  width = jnp.diff(places, append=reference[0])
+  if exponents is not None:
+    width = _shift(width, exponents[0])
   n = points.shape[0]
   length = max(1, min(n, sorting.TILE // places.dtype.itemsize))
   tiles = jnp.pad(places, (0, -n % length)).reshape(-1, length)

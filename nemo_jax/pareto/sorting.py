@@ -128,8 +128,7 @@ def nondominated_rank(
   rank n. Integers of 32 bits are compared exactly.
   """
   objectives, mask = points(objectives, mask, 'number')
-  if block < 1:
-    raise InputError(f'block is {block}; it takes 1 or more')
+  block = checks.whole('block', block)
   n = objectives.shape[0]
   if not n:
     return jnp.zeros(0, jnp.int32)
