@@ -183,10 +183,12 @@ def check_static(
   for name, slot, few, many in zip(names[0], slots[0], *values, strict=True):
     noise = slot not in weights and _is_random(programs[0], slot)
     if not noise and not _is_repeated(few, many):
+      shapes = (
+        '' if few.shape == many.shape else f', {few.shape} and {many.shape}'
+      )
       raise InputError(
-        f"an operand of '{name}' is {list(few.shape)} for 2 examples and "
-        f'{list(many.shape)} for {count}, and is not the same for each; apply '
-        'has to do the same to each example'
+        f"an operand of '{name}' is another for {count} examples than for 2"
+        f'{shapes}; apply has to do the same to each example'
       )
 
 
