@@ -103,3 +103,18 @@ def test_the_bank_of_another_network_does_not_fit():
     bank.check_fits(own, own, [])
   with pytest.raises(InputError, match='sites are those of another network'):
     bank.check_fits(own._replace(shifts={}), own, [SITE])
+
+
+def test_banks_do_not_share_what_they_were_not_given():
+  one, other = bank.Bank(()), bank.Bank(())
+  for field in ('codes', 'shifts', 'equalizers'):
+    getattr(one, field)['site'] = 1
+    assert getattr(other, field) == {}
+    assert getattr(bank.Bank(()), field) == {}
+
+
+def test_a_bank_is_a_tree_of_its_fields():
+  one = bank.Bank((1.0,), codes={'a': 2.0})
+  doubled = jax.tree.map(lambda x: 2 * x, one)
+  assert doubled == bank.Bank((2.0,), {'a': 4.0}, {}, {})
+  assert one.replace(codes={}) == bank.Bank((1.0,))

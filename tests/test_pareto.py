@@ -920,21 +920,6 @@ def thick_fronts(rng, shape):
   return (rows * rng.uniform(1, 1.1, shape[:-1])[..., None]).astype(np.float32)
 
 
-def test_archive_that_overflows_keeps_the_least_crowded():
-  stream = offered(3, 300, 1, 48, 3, thick_fronts)
-  archive = archive_after(stream, capacity=8)
-  for i, rows in enumerate(stream.objectives[:, 0].astype(np.float64)):
-    finite = np.flatnonzero(np.isfinite(rows).all(-1))
-    front = finite[moocore.is_nondominated(rows[finite], keep_weakly=False)]
-    kept = numbers_in(archive, i)
-    assert len(np.unique(kept)) == len(kept) == 8 < len(front)
-    assert np.isin(kept, front).all()
-    spread = dict(zip(front, pymoo_crowding(rows[front]), strict=True))
-    least_kept = min(spread[j] for j in kept)
-    most_dropped = max(spread[j] for j in np.setdiff1d(front, kept))
-    assert least_kept >= most_dropped - 1e-5
-
-
 def test_archive_that_overflows_again_and_again_stays_a_front():
   archive = archive_after(offered(2, 300, 4, 48, 3, thick_fronts), capacity=8)
   assert np.isfinite(archive.objectives).all()

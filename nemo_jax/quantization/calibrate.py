@@ -193,7 +193,9 @@ def histogram(
   # A sum stops growing where what is added is too small beside it.
   def add(total, block):
     index, weights = block
-    return total + jnp.zeros(BINS, jnp.float32).at[index].add(weights), None
+    part = jnp.zeros(BINS, jnp.float32).at[index].add(weights)
+    # XLA would add to the total one by one.
+    return total + jax.lax.optimization_barrier(part), None
 
   return jax.lax.scan(add, jnp.zeros(BINS, jnp.float32), blocks)[0]
 
