@@ -304,6 +304,77 @@ def test_a_nan_is_counted_and_never_becomes_a_solution(problem):
   assert int(measured['front_size']) > 0
 
 
+@pytest.mark.parametrize('bad', [np.inf, -np.inf])
+def test_an_infinity_is_a_failure_and_never_becomes_a_solution(plain, bad):
+  team, key = (diarist(plain)[0],), jax.random.key(3)
+  state = nemo.init(jax.random.key(0), plain, team, SIZE)
+  ask = jax.jit(nemo.ask, static_argnames='species')
+  asked, state = ask(key, state, plain, team)
+  values = np.array(objectives_of(plain, asked.choices))
+  values[::4, 1] = bad
+  tell = quickly(nemo.tell, static_argnames='species')
+  state, measured = tell(key, state, plain, team, asked, values)
+  assert int(measured['failures']) == SIZE // 4
+  assert int(state.failures) == SIZE // 4
+  for rows in (state.archive, state.population, state.seen):
+    known = np.isfinite(rows.objectives).all(axis=1)
+    assert (rows.objectives[~known] == np.inf).all()
+  front = np.asarray(state.archive.choices)[
+    np.isfinite(state.archive.objectives).all(axis=1)
+  ]
+  lost = np.asarray(asked.choices)[::4]
+  assert not (front[:, None] == lost).all(axis=-1).any()
+  assert np.isfinite(measured['best']).all()
+
+
+def test_counts_stop_at_the_largest_number(plain):
+  team = tuple(diarist(plain, seed=seed)[0] for seed in range(2))
+  state = nemo.init(jax.random.key(0), plain, team, SIZE)
+  most = 2**31 - 1
+  state = state._replace(
+    evaluations=jnp.array([most - 3, most], jnp.int32),
+    failures=jnp.asarray(most, jnp.int32),
+  )
+  dead = plain.replace(evaluate=lambda data, c: jnp.full(3, jnp.nan))
+  state, measured = step(jax.random.key(3), state, dead, team)
+  np.testing.assert_array_equal(state.evaluations, [most, most])
+  assert int(state.failures) == most
+  np.testing.assert_array_equal(measured['allocation'], [SIZE // 2] * 2)
+
+
+def test_allocation_does_not_wrap_where_evaluations_are_many():
+  sizes = nemo.allocate(
+    jnp.array([0.1, 0.1]), jnp.array([2**31 - 1, 2**20]), 100, 1.0
+  )
+  # sqrt(ln(2^31) / 2^20) is not nothing; of 2^31 it nearly is.
+  assert sizes[1] > sizes[0]
+
+
+@pytest.mark.parametrize('exploration', [np.nan, -1.0])
+def test_an_exploration_below_zero_is_refused(plain, exploration):
+  team, key = (diarist(plain)[0],), jax.random.key(3)
+  state = nemo.init(jax.random.key(0), plain, team, SIZE)
+  with pytest.raises(nemo.InputError, match='exploration is'):
+    nemo.step(key, state, plain, team, exploration=exploration)
+
+
+def test_a_search_of_one_objective(plain):
+  one = plain.replace(
+    evaluate=lambda data, c: plain.evaluate(data, c)[:1],
+    ideal=plain.ideal[:1],
+    reference=plain.reference[:1],
+  )
+  team = (diarist(one)[0],)
+  state, last = nemo.init(jax.random.key(0), one, team, SIZE), np.inf
+  for _ in range(3):
+    state, measured = step(jax.random.key(1), state, one, team, partitions=1)
+    assert int(measured['front_size']) == 1
+    assert measured['best'][0] <= last
+    last = measured['best'][0]
+  best = objectives_of(plain, state.archive.choices[:1])[0, 0]
+  np.testing.assert_allclose(last, best, rtol=1e-6)
+
+
 def test_a_search_in_which_everything_fails_goes_on(problem):
   dead = problem.replace(evaluate=lambda data, c: jnp.full(3, jnp.nan))
   team = tuple(species_lib.find(n)(dead, SIZE) for n in ('direct', 'gcn'))
@@ -508,3 +579,44 @@ def test_no_two_leaves_of_a_new_state_share_a_buffer(problem, team):
   leaves = [x for x in jax.tree.leaves(state) if x.size]
   pointers = {x.unsafe_buffer_pointer() for x in leaves}
   assert len(pointers) == len(leaves)
+
+
+def listened(problem):
+  """A species, and what it is called for: `ask` or `ask_more`."""
+  one, called = diarist(problem)[0], []
+
+  def noted(word):
+    def ask(key, state):
+      called.append(word)
+      return one.ask(key, state)
+
+    return ask
+
+  return one._replace(ask=noted('ask'), ask_more=noted('ask_more')), called
+
+
+@pytest.mark.parametrize(
+  ('name', 'screen', 'word'),
+  [
+    ('problem', True, 'ask_more'),
+    ('problem', False, 'ask'),
+    ('plain', True, 'ask'),
+  ],
+)
+def test_species_propose_as_the_search_screens(request, name, screen, word):
+  problem = request.getfixturevalue(name)
+  one, called = listened(problem)
+  state = nemo.init(jax.random.key(0), problem, (one,), SIZE)
+  ask = functools.partial(nemo.ask, species=(one,), screen=screen)
+  jax.eval_shape(ask, jax.random.key(3), state, problem)
+  assert called == [word]
+
+
+def test_a_compiled_step_without_a_screen_is_a_step_without(problem):
+  one, called = listened(problem)
+  key, team = jax.random.key(3), (one,)
+  state = nemo.init(jax.random.key(0), problem, team, SIZE)
+  expected, _ = step(key, state, problem, team, screen=False)
+  advance, _ = nemo.compile_step(key, state, problem, team, screen=False)
+  assert set(called) == {'ask'}
+  assert_same(advance(state)[0], expected)

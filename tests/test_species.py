@@ -344,6 +344,52 @@ def test_what_cannot_be_found_is_said_in_one_line(name, words):
   assert all(word in message for word in words)
 
 
+@pytest.mark.parametrize('name', ['direct', 'lagrangian', 'thompson'])
+def test_a_species_has_more_for_a_surrogate_to_choose_from(name):
+  one = species.find(name)(PROBLEM, MANY)
+  tell = quickly(one.tell)
+  first, state = quickly(one.ask)(
+    jax.random.key(0), one.init(jax.random.key(1))
+  )
+  # 220 places: two blocks of a hundred rows do not hold twice as many.
+  feedback = some_feedback(
+    jnp.arange(MANY) < 220, asked=len(first), places=MANY
+  )
+  state = tell(jax.random.key(2), state, feedback)
+  made = []
+  for ask in (one.ask, one.ask_more):
+    rows = np.asarray(quickly(ask)(jax.random.key(3), state)[0])
+    # What was not made is a copy of the first row.
+    copies = (rows[::-1] == rows[0]).all(axis=1)
+    made.append(len(rows) - np.argmin(copies))
+  assert 220 <= made[0] < made[1]
+
+
+@pytest.mark.parametrize(
+  ('words', 'blind'),
+  [
+    (['paper'], True),
+    (['paper', 'boltzmann'], True),
+    (['direct'], False),
+    (['nemo'], False),
+  ],
+)
+def test_a_team_with_the_papers_is_blind(words, blind):
+  species.team(words)
+  assert species.is_blind(words) == blind
+
+
+@pytest.mark.parametrize('other', ['thompson', 'lagrangian', 'priced_gcn:SNES'])
+@pytest.mark.parametrize('first', [True, False])
+def test_the_papers_team_is_refused_beside_what_needs_sensitivities(
+  other, first
+):
+  words = ['paper', other] if first else [other, 'paper']
+  with pytest.raises(InputError, match=f'without sensit.*{other}') as caught:
+    species.team(words)
+  assert '\n' not in str(caught.value)
+
+
 def test_an_algorithm_stands_behind_the_colon():
   one = species.find('gcn:SNES')(PROBLEM, PLACES)
   state = jax.eval_shape(one.init, jax.random.key(0))

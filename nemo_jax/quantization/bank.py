@@ -1,11 +1,10 @@
 """What was prepared for every quantizer and bit-width, and files of it."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,21 +17,29 @@ from nemo_jax.quantization.analysis import Site
 WIDTHS = tuple(range(2, 9))
 
 
-@flax.struct.dataclass
-class Bank:
+class _Columns(NamedTuple):
+  ranges: tuple[calibrate.Range, ...]  # one a quantizer
+  # Of weights, [K, ...] int8, less the zero point: a row for each of WIDTHS.
+  codes: dict[Site, Array]
+  # [K, ...] float32, added to the product of a weight; laid out as its scale.
+  shifts: dict[Site, Array]
+  # What an operand is multiplied by before it is quantized: one over that of
+  # the weight it meets for an activation, so that the product is the same.
+  equalizers: dict[Site, Array]
+
+
+class Bank(_Columns):
   """Ranges of all quantizers; and more of those that were reconstructed.
 
   A weight that has no codes here is rounded to nearest when it is needed.
   """
 
-  ranges: tuple[calibrate.Range, ...]  # one a quantizer
-  # Of weights, [K, ...] int8, less the zero point: a row for each of WIDTHS.
-  codes: dict[Site, Array] = dataclasses.field(default_factory=dict)
-  # [K, ...] float32, added to the product of a weight; laid out as its scale.
-  shifts: dict[Site, Array] = dataclasses.field(default_factory=dict)
-  # What an operand is multiplied by before it is quantized: one over that of
-  # the weight it meets for an activation, so that the product is the same.
-  equalizers: dict[Site, Array] = dataclasses.field(default_factory=dict)
+  __slots__ = ()
+
+  def __new__(cls, ranges, codes=None, shifts=None, equalizers=None):
+    """What is absent is a dictionary of its own: a default would be shared."""
+    rest = ({} if x is None else x for x in (codes, shifts, equalizers))
+    return super().__new__(cls, ranges, *rest)
 
 
 # Fields by site, with the types of their arrays.
