@@ -1,6 +1,7 @@
 """Every rival keeps to its budget and finds what it is known for."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -12,6 +13,7 @@ from pymoo.optimize import minimize
 from nemo_jax import arena, baselines, estimate, nemo
 from nemo_jax.base import InputError
 from nemo_jax.baselines import greedy
+from tests import placement
 from tests.additive import additive_problem
 
 PROBLEM = additive_problem()
@@ -177,3 +179,16 @@ def test_the_summary_pairs_the_seeds():
   # Student's t with one degree of freedom at 97.5 %.
   assert two['gain_interval'] == pytest.approx(12.706 * 0.025, rel=1e-3)
   assert 0 < two['p_value'] < 0.25
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_worth_nothing(bad):
+  problem = placement.placement_problem(5)
+  sick = problem.replace(
+    evaluate=lambda data, row: jnp.where(
+      (row[0] == 1) & (jnp.arange(3) == 2), bad, problem.evaluate(data, row)
+    )
+  )
+  rows = np.array([[1, 1, 1, 1, 1], [2, 1, 1, 1, 1]])
+  found = arena.objectives(sick, rows)
+  np.testing.assert_array_equal(np.isposinf(found), [[True] * 3, [False] * 3])
