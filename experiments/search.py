@@ -214,7 +214,7 @@ def describe(workload, quantized, problem, state, names) -> dict:
   return {
     'workload': workload.name,
     'seed': FLAGS.seed,
-    'evaluations': int(state.evaluations.sum()),
+    'evaluations': int(np.asarray(state.evaluations, np.int64).sum()),
     'failures': int(state.failures),
     'images': images | {'size': workload.search.images.shape[1]},
     'objective_names': problem.objective_names,
