@@ -303,7 +303,7 @@ def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:
   if not (files.local(workdir) / 'front.json').exists():
     return None
   try:
-    front = read_front(workdir, front_lib.REPORTED)
+    front = read_front(workdir)
   except files.DamagedError as error:
     warnings.warn(f'{error}; it is written again', stacklevel=2)
     return None

@@ -162,7 +162,7 @@ def test_what_was_broken_off_is_not_used(
   with monkeypatch.context() as patch:
     patch.setattr(images, 'decode', fail)
     if killed:  # a process that is killed does not tidy up
-      patch.setattr(files, '_delete', lambda _: None)
+      patch.setattr(files, 'delete', lambda _: None)
     shown = InputError if kind is OSError else kind
     with pytest.raises(shown, match='broken off'):
       cached()

@@ -27,14 +27,20 @@ QUICK = (
 
 
 def start(*words, **options):
-  return subprocess.Popen(
-    [sys.executable, *words],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    **options,
-  )
+  command = [sys.executable, *words]
+  # Tests in the background may ignore Ctrl-C, and so would what they start.
+  heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return subprocess.Popen(
+      command,
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      **options,
+    )
+  finally:
+    signal.signal(signal.SIGINT, heard)
 
 
 def launched(code: str, *words, **options):
