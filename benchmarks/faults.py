@@ -19,14 +19,11 @@ and exits with status 1 if any of the last three did.
 
 import collections
 import concurrent.futures
-import os
 import pathlib
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +33,7 @@ import tqdm
 from absl import flags
 
 from benchmarks import measure
+from benchmarks.forks import Ending, Server
 from experiments.launch import launch
 from nemo_jax import workloads
 
@@ -77,39 +75,15 @@ COMMANDS = {
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-class Ending(NamedTuple):
-  """How a search ended."""
-
-  status: int | None  # None if it did not
-  output: str
-  errors: str
-
-  def warnings(self) -> int:
-    """How often it said that something was wrong."""
-    said = self.output + self.errors
-    return said.lower().count('warning') + said.count('damaged')
+def warnings_of(ending: Ending) -> int:
+  """How often a search said that something was wrong."""
+  said = ending.output + ending.errors
+  return said.lower().count('warning') + said.count('damaged')
 
 
-def run(folder: pathlib.Path, case: str) -> Ending:
+def run(server: Server, folder: pathlib.Path, case: str) -> Ending:
   """How the search of a case ends in a folder."""
-  command = [sys.executable, '-m', 'experiments.search', *COMMON]
-  # Compiled programs are to lie in the cache of the run.
-  own = {k: x for k, x in os.environ.items() if 'CACHE' not in k}
-  process = subprocess.Popen(
-    [*command, *COMMANDS[case]],
-    cwd=folder,
-    env=own | {'PYTHONPATH': str(ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    errors='replace',
-  )
-  try:
-    output, errors = process.communicate(timeout=FLAGS.patience)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    return Ending(None, *process.communicate())
-  return Ending(process.returncode, output, errors)
+  return server.run(folder, [*COMMON, *COMMANDS[case]], FLAGS.patience)
 
 
 def tensors_of(shapes) -> dict[str, np.ndarray]:
@@ -147,7 +121,7 @@ def make_data(folder: pathlib.Path) -> None:
   np.savez(folder / 'validation.npz', x=pixels, y=np.arange(20) % 10)
 
 
-def make_runs(folder: pathlib.Path) -> dict[str, Ending]:
+def make_runs(server: Server, folder: pathlib.Path) -> dict[str, Ending]:
   """Finished and half-finished runs, with all they read; how they end again.
 
   Searches run in `live` alone: what caches are named by depends on the path.
@@ -156,7 +130,7 @@ def make_runs(folder: pathlib.Path) -> dict[str, Ending]:
   live.mkdir(parents=True)
   make_data(live / 'data')
   for case in COMMANDS:
-    first = run(live, case)
+    first = run(server, live, case)
     if first.status != 0:
       raise RuntimeError(f'{case} fails undamaged: {first.errors}')
     shutil.copytree(live / 'run', folder / case / 'finished')
@@ -164,7 +138,7 @@ def make_runs(folder: pathlib.Path) -> dict[str, Ending]:
     half = folder / case / 'half'
     keep_out = shutil.ignore_patterns('front.json', '*.png', str(GENERATIONS))
     shutil.copytree(live / 'run', half, ignore=keep_out)
-    endings[case] = run(live, case)
+    endings[case] = run(server, live, case)
     shutil.rmtree(live / 'run')
   for name in ('cache', 'data'):
     shutil.copytree(live / name, folder / name)
@@ -202,10 +176,12 @@ def classify(ending: Ending, usual: Ending, equal: bool) -> str:
     return 'traceback'
   if not equal:
     return 'silent difference'
-  return 'rebuilt' if ending.warnings() > usual.warnings() else 'equal'
+  return 'rebuilt' if warnings_of(ending) > warnings_of(usual) else 'equal'
 
 
-def one(folder: pathlib.Path, usual: dict, number: int) -> tuple[str, str]:
+def one(
+  server: Server, folder: pathlib.Path, usual: dict, number: int
+) -> tuple[str, str]:
   """The outcome of one damage, and a line that says what was done."""
   draw = random.Random(f'{FLAGS.seed} {number}')
   case, stage = draw.choice([*COMMANDS]), draw.choice(['finished', 'half'])
@@ -215,7 +191,7 @@ def one(folder: pathlib.Path, usual: dict, number: int) -> tuple[str, str]:
     shutil.copytree(folder / name, live / name)
   shutil.copytree(folder / case / stage, live / 'run')
   done = damage(live, draw)
-  ending = run(live, case)
+  ending = run(server, live, case)
   front = live / 'run' / 'front.json'
   expected = (folder / case / 'finished' / 'front.json').read_bytes()
   equal = front.exists() and front.read_bytes() == expected
@@ -227,15 +203,17 @@ def one(folder: pathlib.Path, usual: dict, number: int) -> tuple[str, str]:
 def work(root: pathlib.Path, worker: int) -> collections.Counter:
   """Every so many of the damages; prints those that came out badly."""
   folder, counts = root / str(worker), collections.Counter()
-  usual = make_runs(folder)
+  server = Server('search', ROOT)
+  usual = make_runs(server, folder)
   numbers = range(worker, FLAGS.damages, FLAGS.workers)
   for number in tqdm.tqdm(
     numbers, desc='damaging', disable=bool(worker) or None
   ):
-    outcome, line = one(folder, usual, number)
+    outcome, line = one(server, folder, usual, number)
     counts[outcome] += 1
     if outcome in BAD:
       print(line, flush=True)
+  server.close()
   return counts
 
 
