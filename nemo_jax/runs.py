@@ -285,9 +285,7 @@ def read_front(
   front = files.read_json(path)
   version = front.get('version')
   if version not in front_lib.VERSIONS:
-    raise InputError(
-      f'{path} has version {version!r}; this package reads 1 to {FRONT_VERSION}'
-    )
+    front_lib.validate(front, path)
   sealed = version > 1 or 'sha256' in front
   if sealed and not files.is_sealed(front):
     raise files.DamagedError(f'{path} is damaged: its digest does not match')

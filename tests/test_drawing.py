@@ -219,3 +219,13 @@ def test_a_copy_with_another_label_is_told():
   (one, other) = draw(source, 0, [2])
   assert one.first == other.first == (one.example.key, one.example.label)
   assert {one.example.label, other.example.label} == {0, 1}
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_places_that_copies_give_back_are_filled_before_the_rest(seed):
+  contents = [str(i) for i in range(200)]
+  source = source_of([100, 101], [*contents, contents[-1]])
+  keys, labels = drawn(source, 50, [100, None], seed)
+  assert [len(x) for x in keys[:2]] == [50, 100]
+  assert collections.Counter(labels) == {0: 25, 1: 25}
+  assert len(keys[2]) in (50, 51)

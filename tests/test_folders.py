@@ -115,7 +115,12 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
     (('2', '10', '1', 'a'), ('1', '10', '2', 'a')),
     (('c2', 'c10', 'c1'), ('c1', 'c10', 'c2')),
     (('-2', '-10', '3'), ('-10', '-2', '3')),
-    (('2.5', '10', '3'), ('10', '2.5', '3')),
+    (('2.5', '10', '3'), ('2.5', '3', '10')),
+    (('2 ', '10 ', '1 '), ('1 ', '2 ', '10 ')),
+    (('+2', '+10', '+1'), ('+1', '+2', '+10')),
+    (('1e1', '9', '2'), ('2', '9', '1e1')),
+    (('1', '10', '2', 'nan'), ('1', '10', '2', 'nan')),
+    (('1_0', '2'), ('1_0', '2')),
   ],
 )
 def test_folders_named_by_numbers_are_in_their_order(tmp_path, names, order):
@@ -132,7 +137,38 @@ def test_the_folders_of_imagenet_v2_are_in_the_order_of_the_labels(tmp_path):
   assert found == {str(i): i for i in range(1000)}
 
 
-@pytest.mark.parametrize('names', [('1', '01'), ('7', '\u0667')])
+def test_a_class_that_is_no_wordnet_id_among_others_is_refused(tmp_path):
+  ids = sorted(data.imagenet_classes())
+  class_folders(tmp_path, [*ids[:990], *ids[991:], 'unlabelled'])
+  with refused("has the class 'unlabelled', which is no WordNet id"):
+    data.open_source(str(tmp_path), 'train', 1000)
+
+
+@pytest.mark.parametrize(
+  ('one', 'other', 'words'),
+  [
+    (('cat', 'dog'), ('dog', 'wolf'), "class 0 is 'cat' in .* and 'dog' in"),
+    (('0', '1', '2'), ('1', '2', '3'), "class 0 is '0' in .* and '1' in"),
+    (('1', '2'), ('1', '3'), "class 1 is '2' in .* and '3' in"),
+    (('cat', 'dog'), ('0', '1'), None),
+    (('cat', 'dog'), ('cat', 'dog'), None),
+  ],
+)
+def test_two_sources_need_the_same_classes(tmp_path, one, other, words):
+  sources = []
+  for name, classes in (('train', one), ('valid', other)):
+    class_folders(tmp_path / name, classes)
+    role = 'train' if name == 'train' else 'validation'
+    sources.append(data.open_source(str(tmp_path), role, len(classes)))
+  assert sources[0].identity != sources[1].identity
+  if words is None:
+    data.check_same_classes(*sources)
+    return
+  with refused(words):
+    data.check_same_classes(*sources)
+
+
+@pytest.mark.parametrize('names', [('1', '01'), ('7', '\u0667'), ('1', '1.0')])
 def test_two_names_of_one_number_are_refused(tmp_path, names):
   class_folders(tmp_path, names)
   with refused(f'{tmp_path} has the classes .*, which are one number'):

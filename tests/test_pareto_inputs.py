@@ -224,3 +224,20 @@ def test_scaling_keeps_every_bit():
     units = np.ldexp(np.float32(1), powers)
     found = volume(points * units, units)
     assert float(found) == float(plain) * 2.0 ** sum(powers)
+
+
+def test_whole_numbers_that_no_type_holds_together_are_refused():
+  large = np.asarray([3_000_000_000], np.uint32)
+  with pytest.raises(InputError, match='uint32 and int32; give them one type'):
+    pareto.dominates(large, np.asarray([1], np.int32))
+  assert not pareto.dominates(large, np.asarray([1], np.uint32))
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-3, 1.0, 1e30])
+def test_directions_count_by_their_direction_alone(scale):
+  rows = np.asarray([[1, 0], [0, 1], [0.3, 0.7]], np.float32)
+  directions = np.asarray([[0, 1], [1, 0], [1, 1]], np.float32)
+  expected = pareto.associate(rows, directions)
+  found = pareto.associate(rows, directions * np.float32(scale))
+  np.testing.assert_array_equal(found[0], expected[0])
+  np.testing.assert_allclose(found[1], expected[1], atol=1e-6)

@@ -205,6 +205,30 @@ def test_of_several_entries_a_warning_says_which_is_taken(
 
 
 @pytest.mark.parametrize(
+  ('wrap', 'left'),
+  [
+    (lambda x, y: {'model': x, 'ema_weights': y}, 'ema_weights'),
+    (lambda x, y: {'state_dict': x, 'swa_model': {'module': y}}, 'swa_model'),
+    (lambda x, y: {**y, 'ema': x}, 'tensors'),
+    (
+      lambda x, y: {'state_dict': x, 'shadow': {'params': list(y.values())}},
+      'shadow',
+    ),
+    (
+      lambda x, y: {'state_dict': x, 'callbacks': {'EMA': {'weights': y}}},
+      'callbacks',
+    ),
+  ],
+)
+def test_weights_that_are_left_out_are_told(
+  tmp_path, state, tensors, wrap, left
+):
+  path = saved(tmp_path, wrap(state, {n: 0 * x for n, x in state.items()}))
+  with pytest.warns(UserWarning, match=f'{left}; .* is taken'):
+    same(weights.read(path), tensors)
+
+
+@pytest.mark.parametrize(
   'wrap',
   [
     lambda x: {'ema': {'module': x, 'decay': torch.tensor(0.9)}},

@@ -11,9 +11,22 @@ from nemo_jax.base import InputError
 from nemo_jax.data.arrays import from_arrays
 from nemo_jax.data.folders import from_folders
 from nemo_jax.data.prepared import from_tfds, open_folder, open_name, prepare
-from nemo_jax.data.source import SPLITS, Example, Source, imagenet_classes
+from nemo_jax.data.source import (
+  SPLITS,
+  Example,
+  Source,
+  check_same_classes,
+  imagenet_classes,
+)
 
-__all__ = ['Example', 'Source', 'imagenet_classes', 'open_source', 'prepare']
+__all__ = [
+  'Example',
+  'Source',
+  'check_same_classes',
+  'imagenet_classes',
+  'open_source',
+  'prepare',
+]
 
 
 def _prepared_below(path: pathlib.Path) -> list[pathlib.Path]:
@@ -52,7 +65,8 @@ def open_source(where: str, role: str, num_classes: int) -> Source:
   Args:
     where: `tfds:NAME`, in TFDS's default folder or `TFDS_DATA_DIR`; a folder
       with a prepared TFDS data set in it; a folder of class folders, or one
-      with such folders in `train` and `val`; or an .npz with `x` and `y`.
+      with such folders in `train` and `val` (or `validation`, `valid`, `test`);
+      or an .npz with `x` and `y`.
     role: `train`, or `validation`.
     num_classes: of the network.
 

@@ -11,7 +11,27 @@ from nemo_jax.data.source import Example
 
 # Of an image when it is scaled: as many as Pillow opens without a warning.
 _MAX_PIXELS = 89_478_485
-_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC = 258, 259, 262
+_TIFF_LARGEST, _TIFF_PLANES, _TIFF_FORMAT = 281, 284, 339
+
+
+def _tag(image: PIL.Image.Image, number: int, default: int) -> int:
+  """The largest value of a tag of a TIFF."""
+  value = getattr(image, 'tag_v2', {}).get(number, default)
+  return max(value, default=default) if isinstance(value, tuple) else value
+
+
+def _check_tiff(image: PIL.Image.Image) -> None:
+  """Raises `InputError` for a TIFF that Pillow reads as something else."""
+  if _tag(image, _TIFF_FORMAT, 1) == 2 and image.mode == 'L':
+    raise InputError('its pixels are signed numbers; convert it to unsigned')
+  planes = _tag(image, _TIFF_PLANES, 1) == 2
+  wide = _tag(image, _TIFF_BITS, 8) > 8
+  if planes and wide and _tag(image, _TIFF_COMPRESSION, 1) == 1:
+    raise InputError(
+      'its channels of more than 8 bits are in planes; save it with the '
+      'channels of a pixel together, or compressed'
+    )
 
 
 def _largest_grey(image: PIL.Image.Image) -> int:
@@ -22,7 +42,8 @@ def _largest_grey(image: PIL.Image.Image) -> int:
   """
   if image.mode.startswith('I;16'):
     if image.format == 'TIFF':
-      return 2 ** image.tag_v2[_TIFF_BITS][0] - 1
+      stated = _tag(image, _TIFF_LARGEST, 0)
+      return stated or 2 ** image.tag_v2[_TIFF_BITS][0] - 1
     return 65535
   # Pillow opens 16 bits as 32 here, and scales other depths to 16.
   if image.mode == 'I' and image.format in ('PNG', 'PPM'):
@@ -96,6 +117,8 @@ def _open(content: bytes | np.ndarray) -> PIL.Image.Image:
   image = PIL.Image.open(io.BytesIO(content))
   if image.format == 'EPS':
     raise InputError('it is PostScript, which is a program')
+  if image.format == 'TIFF':
+    _check_tiff(image)
   return image
 
 

@@ -50,6 +50,10 @@ class _Places:
         return 1 + i
     return None
 
+  def is_rest(self, sample: int) -> bool:
+    """Whether a sample takes all that are left."""
+    return sample > 0 and self.others[sample - 1] == math.inf
+
   def give_back(self, sample: int, label: int) -> None:
     self.given_back += 1
     if sample:
@@ -131,6 +135,15 @@ def draw(
         if number in tried:
           continue
         sample = places.take(example.label)
+        if sample is not None and places.is_rest(sample):
+          # Those before may be copies, and give back a place that comes first.
+          unsure = [s for s, _, _ in running if not places.is_rest(s)]
+          while unsure and running:
+            yield finish()
+          if unsure:
+            places.give_back(sample, example.label)
+            places.given_back -= 1
+            sample = places.take(example.label)
         if sample is None:
           passed_over = True
           continue

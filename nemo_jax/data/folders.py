@@ -1,5 +1,6 @@
 """Images in a folder for each class."""
 
+import decimal
 import hashlib
 import os
 import pathlib
@@ -35,6 +36,15 @@ def _printable(path: str) -> str:
   return path if path.isprintable() else repr(path)
 
 
+def _number(name: str) -> decimal.Decimal | None:
+  """The number that a name is, if it is one."""
+  try:
+    number = decimal.Decimal(name.strip())
+  except decimal.InvalidOperation:
+    return None
+  return number if number.is_finite() and '_' not in name else None
+
+
 def _in_order(names: Sequence[str], where: str) -> list[str]:
   """Names that are all numbers by number, others as text.
 
@@ -42,11 +52,12 @@ def _in_order(names: Sequence[str], where: str) -> list[str]:
     InputError: two names are the same number.
   """
   names = sorted(names)
-  if not all(name.isdecimal() for name in names):
+  values = [_number(name) for name in names]
+  if None in values:
     return names
   numbers = {}
-  for name in names:
-    other = numbers.setdefault(int(name), name)
+  for name, value in zip(names, values, strict=True):
+    other = numbers.setdefault(value, name)
     if other != name:
       raise InputError(
         f'{where} has the classes {other} and {name}, which are one number'

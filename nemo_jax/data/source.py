@@ -14,7 +14,7 @@ from nemo_jax.base import InputError
 # to be had, the caller divides them.
 SPLITS = {
   'train': ('train',),
-  'validation': ('validation', 'val', 'test', 'train'),
+  'validation': ('validation', 'val', 'valid', 'test', 'train'),
 }
 
 
@@ -57,7 +57,8 @@ def labels_of(names: Sequence[str], num_classes: int, where: str) -> list[int]:
     unknown = [name for name in names if name not in known]
     if not unknown:
       return [known[name] for name in names]
-    if len(names) != num_classes:
+    # By their place all names after an unknown one would get other labels.
+    if len(unknown) < len(names) or len(names) != num_classes:
       raise InputError(
         f'{where} has the class {unknown[0]!r}, which is no WordNet id of '
         'ImageNet such as n01440764'
@@ -67,6 +68,35 @@ def labels_of(names: Sequence[str], num_classes: int, where: str) -> list[int]:
       f'{where} has {len(names)} classes; the network has {num_classes}'
     )
   return list(range(num_classes))
+
+
+def _are_places(classes: dict[int, str]) -> bool:
+  """Whether each class is named by the number of its label."""
+  return all(
+    name.isdecimal() and int(name) == label for label, name in classes.items()
+  )
+
+
+def check_same_classes(one: Source, other: Source) -> None:
+  """Raises `InputError` where two sources have one label for two classes.
+
+  Names that are no more than the numbers of the labels stand for any.
+  """
+  shared = one.classes.keys() & other.classes.keys()
+  named = [not _are_places(source.classes) for source in (one, other)]
+  numbers = [
+    all(name.isdecimal() for name in source.classes.values())
+    for source in (one, other)
+  ]
+  if not any(named) or (not all(named) and numbers[0] != numbers[1]):
+    return
+  for label in sorted(shared):
+    pair = one.classes[label], other.classes[label]
+    if pair[0] != pair[1]:
+      raise InputError(
+        f'class {label} is {pair[0]!r} in {one.name} and {pair[1]!r} in '
+        f'{other.name}; both need the same classes'
+      )
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:

@@ -69,6 +69,9 @@ def associate(normalized: Array, directions: Array) -> tuple[Array, Array]:
   directions = check_directions('directions', directions, normalized.shape[1])
   usable = jnp.all(jnp.isfinite(normalized), axis=-1)
   rows = jnp.where(usable[:, None], normalized, 0)
+  # Squares neither overflow nor vanish; powers of two leave all digits.
+  _, power = jnp.frexp(jnp.max(directions, axis=-1, keepdims=True))
+  directions = jnp.ldexp(directions, -power)
   unit = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
   # The least distance is that of the direction which goes the furthest along.
   # No product of matrices: on accelerators it might not be in full precision.

@@ -38,13 +38,15 @@ def dominates(a: Array, b: Array) -> Array:
   """Whether `a [..., M]` is no worse everywhere and better somewhere."""
   a = checks.array('a', a, '.M', 'number')
   b = checks.array('b', b, '.M', 'number', M=a.shape[-1])
+  if {a.dtype, b.dtype} == {jnp.dtype('uint32'), jnp.dtype('int32')}:
+    raise InputError('a and b are uint32 and int32; give them one type')
   return jnp.all(a <= b, axis=-1) & jnp.any(a < b, axis=-1)
 
 
 def clean(objectives: Array, mask: Array | None) -> Array:
   """Objectives with invalid rows and NaNs at the worst, to dominate nothing."""
   if jnp.issubdtype(objectives.dtype, jnp.integer):
-    worst = jnp.iinfo(objectives.dtype).max
+    worst = np.asarray(np.iinfo(objectives.dtype).max, objectives.dtype)
   else:
     worst = jnp.inf
     objectives = jnp.where(jnp.isnan(objectives), worst, objectives)

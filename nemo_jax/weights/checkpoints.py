@@ -121,6 +121,23 @@ def _holds_weights(content: Any, is_tensor: Callable, depth: int) -> bool:
   )
 
 
+def _holds_tensors(value: Any, is_tensor: Callable) -> bool:
+  """Whether an entry is a tensor with axes, or holds some at any depth.
+
+  The state of an optimizer, whose entries are numbered, does not count.
+  """
+  if is_tensor(value):
+    return bool(value.ndim)
+  if isinstance(value, list | tuple):
+    return any(is_tensor(x) and x.ndim for x in value)
+  return isinstance(value, Mapping) and any(
+    isinstance(name, str)
+    and name not in ('state', 'optimizer', 'optimizer_state_dict')
+    and _holds_tensors(x, is_tensor)
+    for name, x in value.items()
+  )
+
+
 def _state_dict(path: pathlib.Path, content: Any, is_tensor: Callable):
   """The weights among what else a checkpoint holds.
 
@@ -136,12 +153,18 @@ def _state_dict(path: pathlib.Path, content: Any, is_tensor: Callable):
     names = [
       x for x in _ENTRIES if _holds_weights(content.get(x), is_tensor, _DEEPEST)
     ]
-    if len(names) > 1:
-      warnings.warn(
-        f'{path} holds {", ".join(names)}; {names[0]} is taken', stacklevel=4
-      )
     if not names:
       break
+    others = [
+      str(x) if isinstance(value, Mapping) else 'tensors'
+      for x, value in content.items()
+      if x not in _ENTRIES and _holds_tensors(value, is_tensor)
+    ]
+    if held := [*names[1:], *dict.fromkeys(others)]:
+      warnings.warn(
+        f'{path} holds {names[0]}, {", ".join(held)}; {names[0]} is taken',
+        stacklevel=4,
+      )
     content = content[names[0]]
   if not isinstance(content, Mapping) or not content:
     raise InputError(f'{path} holds no tensors by name')

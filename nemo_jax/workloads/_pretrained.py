@@ -91,6 +91,7 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
   train = data.open_source(sources.data, 'train', recipe.num_classes)
   where = sources.validation or sources.data
   validation = data.open_source(where, 'validation', recipe.num_classes)
+  data.check_same_classes(train, validation)
   search = sources.search_images
   search = recipe.search_images if search is None else search
   calibration = sources.calibration_images or CALIBRATION_IMAGES
