@@ -568,6 +568,8 @@ def step(
   Raises:
     InputError: as for `ask` and `tell`.
   """
+  # Before anything is evaluated.
+  _check_options(exploration, utility, problem.ideal.shape[0])
   asked, state = ask(key, state, problem, species, screen=screen)
   return tell(
     key,

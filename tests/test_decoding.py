@@ -300,3 +300,47 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch):
 def test_postscript_is_not_run():
   with refused('^cannot decode a: it is PostScript'):
     decode(as_file(picture(40, 40), 'EPS'), 0, 32)
+
+
+def planar(values, compression=1):
+  """A TIFF whose channels [C, H, W] lie one after the other."""
+  count, height, width = values.shape
+  planes = [x.tobytes() for x in values]
+  content = b''.join(planes)
+  at = 8 + len(content)
+  bits = struct.pack('<3H', *[8 * values.itemsize] * 3)
+  starts = struct.pack('<3I', *[8 + i * len(planes[0]) for i in range(3)])
+  lengths = struct.pack('<3I', *map(len, planes))
+  head = b'II' + struct.pack('<HI', 42, at + len(bits + starts + lengths))
+  offsets = at, at + len(bits), at + len(bits + starts)
+  tags = [
+    (256, 4, 1, width),
+    (257, 4, 1, height),
+    (258, 3, 3, offsets[0]),
+    (259, 4, 1, compression),
+    (262, 4, 1, 2),
+    (273, 4, 3, offsets[1]),
+    (277, 4, 1, count),
+    (278, 4, 1, height),
+    (279, 4, 3, offsets[2]),
+    (284, 4, 1, 2),
+  ]
+  entries = b''.join(struct.pack('<HHII', *tag) for tag in tags)
+  file = head + content + bits + starts + lengths
+  return file + struct.pack('<H', len(tags)) + entries + bytes(4)
+
+
+def test_channels_in_planes_are_read_in_8_bits_and_refused_in_16():
+  values = np.stack([RAMP, RAMP[::-1], RAMP.T])
+  eight = (values // 257).astype(np.uint8)
+  np.testing.assert_array_equal(decode(planar(eight)), eight.transpose(1, 2, 0))
+  with refused('more than 8 bits are in planes'):
+    decode(planar(values.astype('<u2')))
+
+
+def test_signed_numbers_of_8_bits_are_refused():
+  file = tiff(
+    (RAMP // 257).astype(np.int16).astype(np.int8), bits=8, sample_format=2
+  )
+  with refused('its pixels are signed numbers'):
+    decode(file)
