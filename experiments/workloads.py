@@ -55,6 +55,13 @@ def run() -> None:
   print(f'parameters   {costs.parameters:,}, {4 * costs.parameters:,} bytes')
   print(f'MACs         {costs.macs.sum():,} for one image')
   print(f'activations  {structure.bytes_per_image:,} bytes alive for one image')
+  # Products with what is computed, and variables that nothing reads.
+  for title, names in (
+    ('in float', structure.fixed),
+    ('not read', structure.unread),
+  ):
+    if names:
+      print(f'{title:13}{", ".join(names)}')
 
 
 if __name__ == '__main__':
