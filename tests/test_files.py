@@ -188,10 +188,15 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
   assert files.local('a/~/b') == pathlib.Path('a/~/b')
 
 
+# Few signs: to draw of all that there are takes half a minute to prepare.
+TEXTS = st.text('ab"\\\n\u00e9\u2028\U0001f600', max_size=5)
+
+
 @hypothesis.given(
   content=st.dictionaries(
-    st.text(max_size=5),
-    st.one_of(st.floats(allow_nan=False), st.integers(), st.text(), st.none()),
+    TEXTS,
+    st.one_of(st.floats(allow_nan=False), st.integers(), TEXTS, st.none()),
+    max_size=5,
   )
 )
 def test_seals_survive_json_and_notice_changes(content):
