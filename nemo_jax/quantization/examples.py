@@ -140,12 +140,11 @@ def check_static(
   variables: PyTree,
   count: int,
 ) -> None:
-  """Raises `InputError` where images meet other numbers by their number.
+  """Raises `InputError` if what images are computed with depends on the batch.
 
-  What is repeated along the batch, such as a learned query, is one tensor; so
-  it is in both programs, whatever is computed from variables.
-
-  Noise that is added to activations differs, and may.
+  Floating-point operands that do not depend on the images have to have the same
+  values for any number of examples, or to repeat one value for each of them, as
+  a learned query does. Random numbers for activations are exempt.
 
   Args:
     programs: for two examples, and for `count`.

@@ -1,4 +1,4 @@
-"""Traces of a function of variables and images, for one image and for more."""
+"""Traces of a function of variables and images, for two images and for more."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from nemo_jax.quantization import examples
 from nemo_jax.quantization import program as program_lib
 from nemo_jax.quantization.program import Program
 
-# Of one example, products leave out axes that they have for more.
+# Not one: with a single example products drop axes that they have for more.
 FEW = 2
 
 
