@@ -15,8 +15,9 @@ from absl import flags
 
 from benchmarks import measure
 from experiments.launch import launch
-from nemo_jax import mixed_precision, quantize, workloads
-from nemo_jax.evaluate import evaluate
+from nemo_jax import quantize, workloads
+from nemo_jax.search.evaluate import evaluate
+from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workload', 'cifar10_resnet20', 'network')

@@ -22,8 +22,8 @@ from absl import flags
 from benchmarks import measure, torch_quantization
 from experiments.launch import launch
 from nemo_jax import quantize, workloads
-from nemo_jax.evaluate import in_chunks
-from nemo_jax.quantization import kernels
+from nemo_jax.quantization.backend import kernels
+from nemo_jax.search.evaluate import in_chunks
 from nemo_jax.workloads import _pretrained
 from tests import torch_models
 

@@ -17,9 +17,10 @@ from absl import flags
 
 from benchmarks import measure
 from experiments.launch import launch
-from nemo_jax import nemo, species, workloads
-from nemo_jax.base import Estimate, Problem
+from nemo_jax import workloads
 from nemo_jax.quantization import transform
+from nemo_jax.search import nemo, species
+from nemo_jax.search.problem import Estimate, Problem
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workload', 'resnext101_32x8d', 'network')

@@ -34,9 +34,11 @@ from absl.testing import flagsaver
 from benchmarks import measure, torch_quantization
 from experiments import options
 from experiments.launch import launch
-from nemo_jax import mixed_precision, weights, workloads
-from nemo_jax.base import Array, InputError
-from nemo_jax.quantization.operations import Operation
+from nemo_jax import workloads
+from nemo_jax.core.types import Array, InputError
+from nemo_jax.models import weights
+from nemo_jax.quantization.trace.operations import Operation
+from nemo_jax.tasks import mixed_precision
 from nemo_jax.workloads import _pretrained
 
 FLAGS = flags.FLAGS

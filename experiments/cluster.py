@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import define
 from experiments.launch import explain
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 FLAGS = flags.FLAGS
 _MOST_PROCESSES = 2**16

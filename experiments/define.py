@@ -9,8 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from nemo_jax import files
-from nemo_jax.base import InputError
+from nemo_jax.core import files
+from nemo_jax.core.types import InputError
 
 # Flags belong to the module that calls these functions.
 flags.disclaim_key_flags()

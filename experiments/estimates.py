@@ -5,8 +5,9 @@ import numpy as np
 from absl import flags
 
 from experiments import options
-from nemo_jax import __version__, devices, files, workloads
-from nemo_jax.base import InputError
+from nemo_jax import __version__, workloads
+from nemo_jax.core import devices, files
+from nemo_jax.core.types import InputError
 from nemo_jax.quantization import sensitivity
 
 FLAGS = flags.FLAGS

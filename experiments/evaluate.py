@@ -16,11 +16,13 @@ from absl import flags
 
 from experiments import define, options
 from experiments.launch import launch
-from nemo_jax import front as front_lib
-from nemo_jax import mixed_precision, runs
-from nemo_jax.base import InputError
-from nemo_jax.quantization import costs, fake_quant
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization import costs
+from nemo_jax.quantization.numerics import fake_quant
 from nemo_jax.quantization.transform import Structure
+from nemo_jax.runs import folder as runs
+from nemo_jax.runs import front as front_lib
+from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)

@@ -17,10 +17,10 @@ from absl import flags
 
 from experiments import define, estimates, options
 from experiments.launch import launch
-from nemo_jax import mixed_precision
-from nemo_jax.base import InputError
-from nemo_jax.baselines import mckp
+from nemo_jax.arena.baselines import mckp
+from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs
+from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)

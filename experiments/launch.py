@@ -11,7 +11,7 @@ import threadpoolctl
 from absl import app, flags, logging
 
 from experiments import messages, signals
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 FLAGS = flags.FLAGS
 

@@ -10,23 +10,16 @@ import numpy as np
 from absl import flags
 
 from experiments import define
-from nemo_jax import (
-  __version__,
-  files,
-  memory,
-  quantize,
-  runs,
-  workloads,
-)
-from nemo_jax.base import InputError
-from nemo_jax.quantization import bank as bank_lib
-from nemo_jax.quantization import (
-  calibrate,
-  lowering,
-  operations,
-  reconstruct,
-  transform,
-)
+from nemo_jax import __version__, quantize, workloads
+from nemo_jax.core import files, memory
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization import transform
+from nemo_jax.quantization.backend import lowering
+from nemo_jax.quantization.numerics import bank as bank_lib
+from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.ptq import reconstruct
+from nemo_jax.quantization.trace import operations
+from nemo_jax.runs import folder as runs
 
 FLAGS = flags.FLAGS
 

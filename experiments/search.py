@@ -21,11 +21,15 @@ from absl import flags
 
 from experiments import cluster, define, estimates, options
 from experiments.launch import launch
-from nemo_jax import devices, files, mixed_precision, nemo, report, runs
-from nemo_jax import front as front_lib
-from nemo_jax import species as species_lib
-from nemo_jax.base import InputError
-from nemo_jax.evaluate import candidates_at_once, evaluate
+from nemo_jax.core import devices, files
+from nemo_jax.core.types import InputError
+from nemo_jax.runs import folder as runs
+from nemo_jax.runs import front as front_lib
+from nemo_jax.runs import report
+from nemo_jax.search import nemo
+from nemo_jax.search import species as species_lib
+from nemo_jax.search.evaluate import candidates_at_once, evaluate
+from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)

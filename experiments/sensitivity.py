@@ -19,9 +19,11 @@ from absl import flags
 
 from experiments import define, estimates, options
 from experiments.launch import launch
-from nemo_jax import arena, estimate, mixed_precision
-from nemo_jax.base import InputError
+from nemo_jax.arena import contest as arena
+from nemo_jax.core.types import InputError
 from nemo_jax.quantization import sensitivity
+from nemo_jax.search import prior as estimate
+from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)

@@ -16,18 +16,15 @@ from absl import flags
 
 from experiments import define, estimates, options
 from experiments.launch import launch
-from nemo_jax import (
-  arena,
-  mixed_precision,
-  nemo,
-  networks,
-  neuroevolution,
-  quantize,
-  workloads,
-)
-from nemo_jax.base import InputError
-from nemo_jax.quantization import reconstruct, sensitivity
-from nemo_jax.species import priced_gcn
+from nemo_jax import quantize, workloads
+from nemo_jax.arena import contest as arena
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization import sensitivity
+from nemo_jax.quantization.ptq import reconstruct
+from nemo_jax.search import nemo, neuroevolution
+from nemo_jax.search import policies as networks
+from nemo_jax.search.species import priced_gcn
+from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(options)

@@ -1,8 +1,10 @@
 """NEMO: multi-objective neuroevolution for mixed-precision quantization."""
 
-from nemo_jax import nemo, pareto
-from nemo_jax.base import Feedback, InputError, Population, Problem, Species
+from nemo_jax import pareto
+from nemo_jax.core.types import InputError
 from nemo_jax.quantization.transform import Quantized, quantize
+from nemo_jax.search import nemo
+from nemo_jax.search.problem import Feedback, Population, Problem, Species
 
 __version__ = '0.2.0'
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from nemo_jax import estimate
-from nemo_jax.base import Estimate, Problem
+from nemo_jax.search import prior as estimate
+from nemo_jax.search.problem import Estimate, Problem
 from tests.placement import placement_problem
 
 

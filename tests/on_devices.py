@@ -6,8 +6,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from nemo_jax import devices, mixed_precision, nemo, quantize
-from nemo_jax.species import lagrangian
+from nemo_jax import quantize
+from nemo_jax.core import devices
+from nemo_jax.search import nemo
+from nemo_jax.search.species import lagrangian
+from nemo_jax.tasks import mixed_precision
 
 
 class Network(nn.Module):

@@ -15,7 +15,7 @@ import jraph
 import numpy as np
 
 import nemo_jax
-from nemo_jax.base import Estimate
+from nemo_jax.search.problem import Estimate
 
 # KiB, and whether the tensor is written at run time.
 TENSORS = [

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from nemo_jax import ablations, nemo
-from nemo_jax.base import InputError
+from nemo_jax.arena import ablations
+from nemo_jax.core.types import InputError
+from nemo_jax.search import nemo
 from tests.placement import placement_problem
 
 PROBLEM = placement_problem(6)

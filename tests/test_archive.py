@@ -9,8 +9,9 @@ import pytest
 from hypothesis.extra import numpy as hnp
 
 from nemo_jax import pareto
-from nemo_jax.base import InputError, Population
+from nemo_jax.core.types import InputError
 from nemo_jax.pareto import contributions
+from nemo_jax.search.problem import Population
 
 CAPACITY, OFFERED = 6, 10
 insert = jax.jit(pareto.archive_insert)

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, files
-from nemo_jax.quantization import bank
-from nemo_jax.quantization.analysis import Site
-from nemo_jax.quantization.calibrate import WIDTHS, Range
+from nemo_jax import InputError
+from nemo_jax.core import files
+from nemo_jax.quantization.numerics import bank
+from nemo_jax.quantization.numerics.ranges import WIDTHS, Range
+from nemo_jax.quantization.trace.analysis import Site
 
 SITE = Site(*range(len(Site._fields)))
 ROWS = len(bank.WIDTHS)

@@ -10,9 +10,12 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.optimize import minimize
 
-from nemo_jax import arena, baselines, estimate, nemo
-from nemo_jax.base import InputError
-from nemo_jax.baselines import greedy
+from nemo_jax.arena import baselines
+from nemo_jax.arena import contest as arena
+from nemo_jax.arena.baselines import greedy
+from nemo_jax.core.types import InputError
+from nemo_jax.search import nemo
+from nemo_jax.search import prior as estimate
 from tests import placement
 from tests.additive import additive_problem
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_jax import blocks
+from nemo_jax.search import proposals as blocks
 
 
 @given(st.integers(1, 3000), st.integers(1, 300))

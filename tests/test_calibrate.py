@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nemo_jax
-from nemo_jax.quantization import calibrate
-from nemo_jax.quantization import fake_quant as fq
+from nemo_jax.quantization.numerics import fake_quant as fq
+from nemo_jax.quantization.numerics import ranges as calibrate
 
 WIDTHS = np.asarray(calibrate.WIDTHS)
 SHAPE = (40, 3)  # of most weights below, so that programs are compiled once

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, checkpoints, files
+from nemo_jax import InputError
+from nemo_jax.core import files
+from nemo_jax.runs import checkpoints
 
 NOTHING = {'generation': np.int32(0), 'x': np.arange(300, dtype=np.float32)}
 

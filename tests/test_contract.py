@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import contract, nemo
-from nemo_jax import species as species_lib
-from nemo_jax.base import InputError, Species
+from nemo_jax.core.types import InputError
+from nemo_jax.search import contract, nemo
+from nemo_jax.search import species as species_lib
+from nemo_jax.search.problem import Species
 from tests import placement
 
 PLACES = 8

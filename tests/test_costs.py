@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nemo_jax
-from nemo_jax.quantization import analysis as analysis_lib
 from nemo_jax.quantization import costs as costs_lib
-from nemo_jax.quantization import program as program_lib
+from nemo_jax.quantization.trace import analysis as analysis_lib
+from nemo_jax.quantization.trace import program as program_lib
 
 
 def ones(*shape):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_jax import data, images
-from nemo_jax.data import Example
+from nemo_jax import data
+from nemo_jax.data import Example, images
 from tests.pictures import (
   as_file,
   digest_of,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import define
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parent.parent

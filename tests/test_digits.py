@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, mixed_precision, quantize, workloads
-from nemo_jax.evaluate import evaluate
+from nemo_jax import InputError, quantize, workloads
 from nemo_jax.quantization import costs
+from nemo_jax.search.evaluate import evaluate
+from nemo_jax.tasks import mixed_precision
 from nemo_jax.workloads import digits as digits_lib
 
 UNIFORM_8 = 6  # index of 8 bits among 2..8

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from nemo_jax import weights
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
+from nemo_jax.models import weights
 
 
 def refused(call, *words):

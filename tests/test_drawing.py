@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_jax import InputError, images
-from nemo_jax.data import Example, Source, drawing
+from nemo_jax import InputError
+from nemo_jax.data import Example, Source, drawing, images
 from tests.pictures import (
   refused,
 )

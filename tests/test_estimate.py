@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_jax import estimate, nemo, species
-from nemo_jax.base import Estimate, InputError
+from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs, transform
+from nemo_jax.search import nemo, species
+from nemo_jax.search import prior as estimate
+from nemo_jax.search.problem import Estimate
 from tests.additive import additive_problem
 from tests.placement import placement_problem
 

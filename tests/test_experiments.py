@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from experiments import compare
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What takes time is reconstruction, which has tests of its own.

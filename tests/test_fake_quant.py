@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nemo_jax.quantization import fake_quant as fq
+from nemo_jax.quantization.numerics import fake_quant as fq
 
 ALL_BITS = tuple(range(fq.MIN_BITS, fq.MAX_BITS + 1))
 SIZE = 24

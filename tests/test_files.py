@@ -11,7 +11,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, files
+from nemo_jax import InputError
+from nemo_jax.core import files
 
 ARRAYS = {'codes': np.arange(40, dtype=np.int8), 'scale': np.float32(0.25)}
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import nemo_jax
-from nemo_jax import InputError, mixed_precision, workloads
+from nemo_jax import InputError, workloads
 from nemo_jax.quantization import sensitivity
+from nemo_jax.tasks import mixed_precision
 
 
 def normal(seed, *shape):

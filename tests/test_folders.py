@@ -8,7 +8,8 @@ import warnings
 import PIL.Image
 import pytest
 
-from nemo_jax import data, images
+from nemo_jax import data
+from nemo_jax.data import images
 from tests.pictures import (
   TEN,
   WNIDS,

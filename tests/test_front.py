@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_jax import front, runs
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
+from nemo_jax.runs import folder as runs
+from nemo_jax.runs import front
 
 POINT = {
   'bits': [2, 16],

@@ -10,7 +10,8 @@ import pytest
 
 from nemo_jax import quantize
 from nemo_jax.models import resnet
-from nemo_jax.quantization import fusion, kernels, program
+from nemo_jax.quantization.backend import fusion, kernels
+from nemo_jax.quantization.trace import program
 
 
 def convolve(images, kernel, strides=(1, 1)):

@@ -9,7 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from nemo_jax import InputError, data, files, images
+from nemo_jax import InputError, data
+from nemo_jax.core import files
+from nemo_jax.data import images
 from tests.pictures import digest_of, picture, refused, torchvision
 
 

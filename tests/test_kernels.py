@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_jax.quantization import kernels
+from nemo_jax.quantization.backend import kernels
 
 SIDES = st.tuples(st.integers(0, 2), st.integers(0, 2))
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import messages
 from experiments.launch import explain
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 STOPPED = 'stopped; the same command goes on from here\n'

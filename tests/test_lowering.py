@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_jax import quantize
-from nemo_jax.quantization import lowering, program
+from nemo_jax.quantization.backend import lowering
+from nemo_jax.quantization.trace import program
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_jax.base import InputError
-from nemo_jax.baselines import mckp
+from nemo_jax.arena.baselines import mckp
+from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization import transform
 

@@ -6,9 +6,9 @@ import numpy as np
 import psutil
 import pytest
 
-from nemo_jax import memory
-from nemo_jax.base import InputError
-from nemo_jax.evaluate import candidates_at_once, in_chunks
+from nemo_jax.core import memory
+from nemo_jax.core.types import InputError
+from nemo_jax.search.evaluate import candidates_at_once, in_chunks
 
 
 class Device:

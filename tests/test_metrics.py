@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, metrics
+from nemo_jax import InputError
+from nemo_jax.runs import metrics
 
 LINES = [
   {'generation': g, 'hypervolume': 0.1 * g, 'utility': [0.5, 0.25]}

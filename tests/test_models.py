@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_jax import weights, workloads
+from nemo_jax import workloads
+from nemo_jax.models import weights
 from nemo_jax.quantization.transform import inspect
 from tests import torch_models
 

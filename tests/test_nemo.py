@@ -11,9 +11,9 @@ import moocore
 import numpy as np
 import pytest
 
-from nemo_jax import nemo, surrogate
-from nemo_jax import species as species_lib
-from nemo_jax.base import Species
+from nemo_jax.search import nemo, surrogate
+from nemo_jax.search import species as species_lib
+from nemo_jax.search.problem import Species
 from tests import placement
 
 SIZE = 16

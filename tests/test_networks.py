@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_jax import networks
+from nemo_jax.search import policies as networks
 
 CHOICES, HIDDEN, FEATURES = 3, 4, 2
 MODELS = {

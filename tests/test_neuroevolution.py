@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import nemo, networks, neuroevolution, pareto
-from nemo_jax.base import Feedback, InputError
+from nemo_jax import pareto
+from nemo_jax.core.types import InputError
+from nemo_jax.search import nemo, neuroevolution
+from nemo_jax.search import policies as networks
+from nemo_jax.search.problem import Feedback
 from tests.placement import placement_problem
 
 PLACES, GENERATIONS = 16, 3

@@ -28,7 +28,7 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from pymoo.util.ref_dirs import get_reference_directions
 
 from nemo_jax import pareto
-from nemo_jax.base import Population
+from nemo_jax.search.problem import Population
 
 batched_rank = jax.jit(
   jax.vmap(pareto.nondominated_rank, in_axes=(0, 0, None)), static_argnums=2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nemo_jax import pareto
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 ROWS = np.array([[0, 3], [1, 1], [3, 0], [2, 2], [1, 1]])
 DIRECTIONS = pareto.reference_directions(2, 3)

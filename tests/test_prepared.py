@@ -15,7 +15,8 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from nemo_jax import data, images
+from nemo_jax import data
+from nemo_jax.data import images
 from tests.pictures import (
   TEN,
   WNIDS,

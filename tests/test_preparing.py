@@ -6,7 +6,8 @@ import tarfile
 
 import pytest
 
-from nemo_jax import data, images
+from nemo_jax import data
+from nemo_jax.data import images
 from tests.pictures import jpeg, need_tensorflow, read, refused
 
 

@@ -11,9 +11,11 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import evaluate
-from nemo_jax import InputError, mixed_precision, quantize, runs, workloads
-from nemo_jax.quantization import lowering
+from nemo_jax import InputError, quantize, workloads
+from nemo_jax.quantization.backend import lowering
 from nemo_jax.quantization.transform import inspect
+from nemo_jax.runs import folder as runs
+from nemo_jax.tasks import mixed_precision
 from tests import conftest
 
 # What takes time is reconstruction, which has tests of its own.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from nemo_jax import nemo
+from nemo_jax.search import nemo
 from tests import placement
 
 ROOT = pathlib.Path(__file__).parent.parent

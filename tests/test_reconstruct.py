@@ -9,14 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_jax import quantize
-from nemo_jax.base import InputError
-from nemo_jax.quantization import (
-  bank,
-  equalize,
-  fake_quant,
-  layers,
-  reconstruct,
-)
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization.numerics import bank, fake_quant
+from nemo_jax.quantization.ptq import equalize, layers, reconstruct
 
 
 class Network(nn.Module):

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from nemo_jax import report
+from nemo_jax.runs import report
 
 WIDTHS = (2, 4, 8)
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import InputError, files, runs
+from nemo_jax import InputError
+from nemo_jax.core import files
+from nemo_jax.runs import folder as runs
 
 
 class State(NamedTuple):

@@ -13,7 +13,7 @@ import moocore
 import numpy as np
 import pytest
 
-from nemo_jax import files
+from nemo_jax.core import files
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from nemo_jax import quantize
-from nemo_jax.base import InputError
-from nemo_jax.quantization import reconstruct, sensitivity
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization import sensitivity
+from nemo_jax.quantization.ptq import reconstruct
 from nemo_jax.quantization.transform import Quantized
 
 CHANGING = (2, 3, 6)

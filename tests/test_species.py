@@ -8,18 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import (
-  blocks,
-  estimate,
-  nemo,
-  networks,
-  neuroevolution,
-  pareto,
-  species,
-  surrogate,
-  variation,
-)
-from nemo_jax.base import Array, Feedback, InputError, Population, Species
+from nemo_jax import pareto
+from nemo_jax.core.types import Array, InputError
+from nemo_jax.search import nemo, neuroevolution, species, surrogate, variation
+from nemo_jax.search import policies as networks
+from nemo_jax.search import prior as estimate
+from nemo_jax.search import proposals as blocks
+from nemo_jax.search.problem import Feedback, Population, Species
 from tests.placement import brute_force_front, placement_problem
 
 PLACES, GENERATIONS = 16, 15

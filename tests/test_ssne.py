@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from nemo_jax import blocks
-from nemo_jax.ssne import SSNE
+from nemo_jax.search import proposals as blocks
+from nemo_jax.search.ssne import SSNE
 
 SOLUTION = {
   'bias': np.zeros(7, np.float32),

@@ -12,8 +12,9 @@ import scipy.stats
 from sklearn import gaussian_process
 from sklearn.gaussian_process import kernels
 
-from nemo_jax import nemo, pareto, surrogate
-from nemo_jax.base import Population
+from nemo_jax import pareto
+from nemo_jax.search import nemo, surrogate
+from nemo_jax.search.problem import Population
 from tests.placement import placement_problem
 
 PROBLEM = placement_problem(9)

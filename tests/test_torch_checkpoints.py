@@ -12,8 +12,9 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from nemo_jax import weights, workloads
-from nemo_jax.base import InputError
+from nemo_jax import workloads
+from nemo_jax.core.types import InputError
+from nemo_jax.models import weights
 from tests import torch_models
 
 SHAPES = workloads.network('cifar10_resnet20').variables

@@ -9,7 +9,7 @@ import pytest
 import nemo_jax
 from nemo_jax import InputError
 from nemo_jax.quantization import transform
-from nemo_jax.quantization.reconstruct import reconstruct
+from nemo_jax.quantization.ptq.reconstruct import reconstruct
 
 
 def normal(seed, *shape):

@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 
 import nemo_jax
-from nemo_jax.base import InputError
-from nemo_jax.quantization import analysis, calibrate
-from nemo_jax.quantization import program as program_lib
-from nemo_jax.quantization.bank import Bank
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.numerics.bank import Bank
+from nemo_jax.quantization.trace import analysis
+from nemo_jax.quantization.trace import program as program_lib
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 # Structure does not depend on the ranges; these are the quickest to find.

@@ -15,7 +15,7 @@ from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from scipy import stats
 
-from nemo_jax import variation
+from nemo_jax.search import variation
 
 sbx = jax.jit(variation.sbx)
 mutate = jax.jit(variation.polynomial_mutation)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nemo_jax import weights, workloads
-from nemo_jax.base import InputError
+from nemo_jax import workloads
+from nemo_jax.core.types import InputError
+from nemo_jax.models import weights
 from tests import torch_models
 
 SHAPES = workloads.network('cifar10_resnet20').variables

@@ -6,8 +6,8 @@ A source hands out its examples in an order that a seed fixes, still encoded;
 
 import pathlib
 
-from nemo_jax import files
-from nemo_jax.base import InputError
+from nemo_jax.core import files
+from nemo_jax.core.types import InputError
 from nemo_jax.data.arrays import from_arrays
 from nemo_jax.data.folders import from_folders
 from nemo_jax.data.prepared import from_tfds, open_folder, open_name, prepare

@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 
-from nemo_jax import files
-from nemo_jax.base import InputError, first_line
+from nemo_jax.core import files
+from nemo_jax.core.types import InputError, first_line
 from nemo_jax.data.source import Example, Source, shuffled
 
 

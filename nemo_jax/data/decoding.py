@@ -6,7 +6,7 @@ import io
 import numpy as np
 import PIL.Image
 
-from nemo_jax.base import InputError, first_line
+from nemo_jax.core.types import InputError, first_line
 from nemo_jax.data.source import Example
 
 # Of an image when it is scaled: as many as Pillow opens without a warning.

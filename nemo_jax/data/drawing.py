@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 from nemo_jax.data.source import Example, Source
 
 # Examples that are looked at before it is known which of them are copies. A

@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections.abc import Sequence
 
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 from nemo_jax.data.source import (
   Example,
   Source,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 
-from nemo_jax.base import InputError, first_line
+from nemo_jax.core.types import InputError, first_line
 from nemo_jax.data.source import (
   SPLITS,
   Example,

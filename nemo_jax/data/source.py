@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nemo_jax.base import InputError
+from nemo_jax.core.types import InputError
 
 # What may serve for each role, the best first. Where training images alone are
 # to be had, the caller divides them.

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from nemo_jax.base import Array
+from nemo_jax.core.types import Array
 
 
 class FrozenBatchNorm(nn.Module):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nemo_jax.base import Array
+from nemo_jax.core.types import Array
 from nemo_jax.models.layers import FrozenBatchNorm, conv
 
 # Expansion, channels, blocks, stride of the first.

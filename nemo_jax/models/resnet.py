@@ -7,7 +7,7 @@ bottleneck is in its 3 x 3 convolution.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nemo_jax.base import Array
+from nemo_jax.core.types import Array
 from nemo_jax.models.layers import FrozenBatchNorm, conv
 
 

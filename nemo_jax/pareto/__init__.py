@@ -9,11 +9,7 @@ below 1.2e-38 (denormals) for zero. Nothing here allocates an `n x n` array.
 """
 
 from nemo_jax.pareto.archive import archive_insert, empty_population
-from nemo_jax.pareto.indicators import (
-  hypervolume,
-  r2,
-  reference_directions,
-)
+from nemo_jax.pareto.indicators import hypervolume, r2, reference_directions
 from nemo_jax.pareto.nsga3 import (
   associate,
   hyperplane_normalize,

@@ -1,14 +1,24 @@
 """The non-dominated points of all that was seen, in a fixed number of slots."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import checks
-from nemo_jax.base import Array, InputError, Population
+from nemo_jax.core import checks
+from nemo_jax.core.types import Array, InputError
 from nemo_jax.pareto import contributions, indicators, sorting
 
 # Points that may be dropped at once, where they do not share what they cover.
 _AT_ONCE = 64
+
+
+class Population(NamedTuple):
+  """Solutions, their scores, and who proposed them."""
+
+  choices: Array  # [P, N] int32, the choice taken at every node
+  objectives: Array  # [P, M] float32, minimised; +inf in an empty slot
+  species: Array  # [P] int32, index of the species that owns the row
 
 
 def empty_population(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax.base import Array
+from nemo_jax.core.types import Array
 from nemo_jax.pareto import sorting
 
 

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import checks
-from nemo_jax.base import Array
+from nemo_jax.core import checks
+from nemo_jax.core.types import Array
 from nemo_jax.pareto import sorting
 from nemo_jax.pareto.indicators import check_directions
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax import checks
-from nemo_jax.base import Array, InputError
+from nemo_jax.core import checks
+from nemo_jax.core.types import Array, InputError
 
 # Rows that a loop takes at once, to be written out one after the other.
 _UNROLL = 8

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.base import Array, Estimate, InputError
-from nemo_jax.quantization import analysis as analysis_lib
-from nemo_jax.quantization.fake_quant import MAX_BITS, check_bits
+from nemo_jax.core.types import Array, InputError
+from nemo_jax.quantization.numerics.fake_quant import MAX_BITS, check_bits
+from nemo_jax.quantization.trace import analysis as analysis_lib
+from nemo_jax.search.problem import Estimate
 
 FLOAT_BITS = 32
 NAMES = ('size', 'bit_operations', 'bit_operations_larger')

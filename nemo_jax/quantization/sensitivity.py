@@ -16,15 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from nemo_jax.base import Array, InputError, PyTree
-from nemo_jax.evaluate import in_chunks
-from nemo_jax.quantization import (
-  calibrate,
-  fake_quant,
-  tracing,
-  transform,
-)
-from nemo_jax.quantization.analysis import Site
+from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.quantization import transform
+from nemo_jax.quantization.numerics import fake_quant
+from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.trace import tracing
+from nemo_jax.quantization.trace.analysis import Site
+from nemo_jax.search.evaluate import in_chunks
 
 
 class _Values(NamedTuple):

@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from nemo_jax.base import Array, InputError, PyTree
-from nemo_jax.quantization import analysis as analysis_lib
-from nemo_jax.quantization import calibrate, examples, fusion, tracing
+from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization import costs as costs_lib
-from nemo_jax.quantization import fake_quant as fake_quant_lib
-from nemo_jax.quantization import graph as graph_lib
-from nemo_jax.quantization import lowering as lowering_lib
-from nemo_jax.quantization import operations as operations_lib
-from nemo_jax.quantization import program as program_lib
-from nemo_jax.quantization.bank import WIDTHS, Bank
+from nemo_jax.quantization.backend import fusion
+from nemo_jax.quantization.backend import lowering as lowering_lib
+from nemo_jax.quantization.numerics import fake_quant as fake_quant_lib
+from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.numerics.bank import WIDTHS, Bank
+from nemo_jax.quantization.trace import analysis as analysis_lib
+from nemo_jax.quantization.trace import examples, tracing
+from nemo_jax.quantization.trace import graph as graph_lib
+from nemo_jax.quantization.trace import operations as operations_lib
+from nemo_jax.quantization.trace import program as program_lib
 
 
 class Structure(NamedTuple):

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import jax
 
-from nemo_jax.base import Array, InputError, PyTree
-from nemo_jax.files import errors_named
-from nemo_jax.images import Images
-from nemo_jax.quantization import finite
+from nemo_jax.core.files import errors_named
+from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.data.images import Images
+from nemo_jax.quantization.trace import finite
 
 
 class Network(NamedTuple):

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax import data, images, weights
-from nemo_jax.base import InputError
+from nemo_jax import data
+from nemo_jax.core.types import InputError
+from nemo_jax.data import images
+from nemo_jax.models import weights
 from nemo_jax.workloads import Network, Sources, Workload
 
 CALIBRATION_IMAGES = 256

@@ -22,9 +22,9 @@ import sklearn.datasets
 import sklearn.model_selection
 import tqdm
 
-from nemo_jax import files
-from nemo_jax.base import Array, InputError, PyTree
-from nemo_jax.images import Images
+from nemo_jax.core import files
+from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.data.images import Images
 from nemo_jax.workloads import Network, Sources, Workload
 
 NUM_CLASSES = 10

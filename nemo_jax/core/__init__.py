@@ -1,0 +1,1 @@
+"""Types, files, devices and memory: what every other room stands on."""

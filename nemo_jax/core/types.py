@@ -1,0 +1,18 @@
+"""Types and the error that every part of the package shares."""
+
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class InputError(ValueError):
+  """What the caller gave cannot be used; one line says why, and the choices."""
+
+
+def first_line(error: BaseException) -> str:
+  """What an error says, on one line of at most 200 characters, or its kind."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:200]

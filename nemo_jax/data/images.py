@@ -1,0 +1,234 @@
+"""Samples of a source, decoded once and kept in a cache."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import tqdm
+
+from nemo_jax.core import files
+from nemo_jax.core.types import InputError
+from nemo_jax.data import Source
+from nemo_jax.data.decoding import decode, preprocess
+from nemo_jax.data.drawing import Drawn, draw
+
+__all__ = [
+  'Images',
+  'Sample',
+  'check_disjoint',
+  'decode',
+  'draw',
+  'preprocess',
+  'samples',
+]
+
+_LAYOUT = 2  # of the cache; another number makes old ones unread
+_MANIFEST = 'manifest.json'
+_STEMS = ('images', 'labels', 'digests')  # of the files of a sample
+
+
+class Images(NamedTuple):
+  """Labelled images."""
+
+  images: np.ndarray  # [B, height, width, channels]
+  labels: np.ndarray  # [B] int32
+
+
+class Sample(NamedTuple):
+  """Images, and what tells whether two are the same."""
+
+  images: Images
+  digests: np.ndarray  # [B, 16] uint8, of the decoded images
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _write_header(file, count: int, crop: int) -> None:
+  # NumPy leaves room in it for any count, so that it can be written first and
+  # again when the count is known.
+  file.seek(0)
+  shape = (count, crop, crop, 3)
+  header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(file, header)
+
+
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+  # `numpy.save` into a file hides which error of the system it was.
+  content = io.BytesIO()
+  np.save(content, array)
+  path.write_bytes(content.getvalue())
+
+
+def _warnings(
+  source: Source, left_out: int, contrary: Sequence[str]
+) -> list[str]:
+  """What to tell of the copies in a source, a line for each kind."""
+  lines = []
+  if left_out:
+    lines.append(
+      f'{source.name}: left out {left_out} images that are copies of images in '
+      'another sample'
+    )
+  if contrary:
+    lines.append(
+      f'{source.name}: {len(contrary)} images are copies of one with another '
+      f'label, such as {contrary[0]}'
+    )
+  return lines
+
+
+def _both_labels(source: Source, drawn: Drawn) -> str:
+  key, label = drawn.first
+  names = [source.classes.get(x, x) for x in (drawn.example.label, label)]
+  return f'{drawn.example.key} ({names[0]}) and {key} ({names[1]})'
+
+
+def _decode_all(source, even, others, seed, resize, crop, folder) -> list[str]:
+  """Decodes samples into files of the folder; returns lines to warn with."""
+  counts = [even, *others]
+  labels, digests = ([[] for _ in counts] for _ in range(2))
+  left_out, contrary = 0, []
+
+  def look(example):
+    pixels, digest = decode(example, resize, crop)
+    return (pixels, digest), digest
+
+  with contextlib.ExitStack() as stack:
+    # Pages of a memory map that a full disk lacks would end the process.
+    pixels = [
+      stack.enter_context(open(folder / f'images{i}.npy', 'wb'))
+      for i in range(len(counts))
+    ]
+    for file in pixels:
+      _write_header(file, 0, crop)
+    total = source.size if None in counts else sum(counts)
+    title = f'decoding {source.name}'
+    bar = stack.enter_context(tqdm.tqdm(total=total, desc=title, disable=None))
+    every = contextlib.closing(draw(source, even, others, seed, look))
+    for drawn in stack.enter_context(every):
+      number, example = drawn.sample, drawn.example
+      if example.label != drawn.first[1]:
+        contrary.append(_both_labels(source, drawn))
+      if number is None:
+        left_out += 1
+        continue
+      image, digest = drawn.value
+      pixels[number].write(image.tobytes())
+      labels[number].append(example.label)
+      digests[number].append(np.frombuffer(digest, np.uint8))
+      bar.update()
+    for file, found in zip(pixels, labels, strict=True):
+      _write_header(file, len(found), crop)
+  for i, found in enumerate(zip(labels, digests, strict=True)):
+    _save(folder / f'labels{i}.npy', np.asarray(found[0], np.int32))
+    rows = np.asarray(found[1], np.uint8).reshape(-1, 16)
+    _save(folder / f'digests{i}.npy', rows)
+  return _warnings(source, left_out, contrary)
+
+
+def _write_manifest(
+  folder: pathlib.Path, recipe: Sequence, lines: Sequence[str]
+):
+  content = {'recipe': recipe, 'warnings': lines}
+  content['files'] = {x.name: _sha256(x) for x in sorted(folder.iterdir())}
+  text = json.dumps(files.seal(content))
+  (folder / _MANIFEST).write_text(text, encoding='utf-8')
+
+
+def _check(folder: pathlib.Path, recipe: Sequence, names: Sequence[str]):
+  """The lines to warn with, of a folder that is as it was written.
+
+  Raises:
+    DamagedError: it differs.
+  """
+  for name in (_MANIFEST, *names):
+    if not (folder / name).is_file():
+      raise files.DamagedError(f'{folder} is damaged: it has no {name}')
+  manifest = files.read_json(folder / _MANIFEST)
+  if not files.is_sealed(manifest) or manifest['recipe'] != recipe:
+    raise files.DamagedError(f'{folder} is damaged: its manifest differs')
+  for name in names:
+    if _sha256(folder / name) != manifest['files'][name]:
+      raise files.DamagedError(f'{folder} is damaged: {name} differs')
+  return manifest['warnings']
+
+
+def _read(folder: pathlib.Path, recipe: Sequence, count: int) -> list[Sample]:
+  """The samples in a folder of the cache, mapped.
+
+  Raises:
+    DamagedError: they are other than what was written.
+  """
+  names = [[f'{x}{i}.npy' for x in _STEMS] for i in range(count)]
+  for line in _check(folder, recipe, sum(names, [])):
+    warnings.warn(line, stacklevel=3)
+  read = lambda name: np.load(folder / name, mmap_mode='r')
+  arrays = [[read(name) for name in of_sample] for of_sample in names]
+  return [Sample(Images(x, y), digests) for x, y, digests in arrays]
+
+
+def samples(
+  source: Source,
+  even: int,
+  others: Sequence[int | None] = (),
+  *,
+  seed: int = 0,
+  resize: int = 256,
+  crop: int = 224,
+  cache: str | os.PathLike,
+) -> list[Sample]:
+  """The samples of `draw`, decoded; from the cache if they have been before.
+
+  What is in the cache is checked, and decoded again where it is damaged.
+
+  Args:
+    source: from `data.open_source`.
+    even: see `draw`.
+    others: see `draw`.
+    seed: see `draw`.
+    resize: pixels of the short side before the crop, 0 to leave it.
+    crop: pixels of the sides.
+    cache: a folder; the files in it are mapped, not read.
+
+  Raises:
+    InputError: see `draw` and `decode`; or the cache cannot be written.
+  """
+  if resize and resize < crop:
+    raise InputError(f'resize is {resize}; it must be 0, or {crop} and more')
+  recipe = [_LAYOUT, PIL.__version__, source.identity]
+  recipe += [even, list(others), seed, resize, crop]
+  name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+  folder = files.local(cache) / f'images-{name}'
+  count = 1 + len(others)
+  with files.errors_named(folder):
+    if folder.exists():
+      try:
+        return _read(folder, recipe, count)
+      except files.DamagedError as error:
+        warnings.warn(f'{error}; it is decoded again', stacklevel=2)
+        shutil.rmtree(folder)
+    with files.draft(folder, folder=True) as made:
+      lines = _decode_all(source, even, others, seed, resize, crop, made)
+      _write_manifest(made, recipe, lines)
+    return _read(folder, recipe, count)
+
+
+def check_disjoint(one: Sample, other: Sample) -> None:
+  """Raises `InputError` if the same image is in both."""
+  first, second = ({d.tobytes() for d in s.digests} for s in (one, other))
+  if shared := len(first & second):
+    raise InputError(
+      f'{shared} of the validation images are among those of the search'
+    )

@@ -1,0 +1,1 @@
+"""Quantized products in the form that is fastest where they run."""

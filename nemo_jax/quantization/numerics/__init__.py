@@ -1,0 +1,1 @@
+"""Bit-widths, grids, ranges, and the banks that hold them."""

@@ -1,0 +1,1 @@
+"""Post-training quantization: better codes and ranges than rounding."""

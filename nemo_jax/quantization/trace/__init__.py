@@ -1,0 +1,1 @@
+"""A function as a program, and what in it is quantized."""

@@ -1,0 +1,63 @@
+"""Which tensor makes the outputs of a network not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nemo_jax.core.types import Array, PyTree
+from nemo_jax.quantization import transform
+from nemo_jax.quantization.trace import program as program_lib
+from nemo_jax.quantization.trace import tracing
+from nemo_jax.quantization.trace import values as values_lib
+
+
+def _is_finite(x) -> bool:
+  is_number = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+  return not is_number or bool(np.all(np.isfinite(np.asarray(x, np.complex64))))
+
+
+def bad_variables(variables: PyTree) -> list[str]:
+  """Names of the variables that hold values which are not finite."""
+  names = tracing.leaf_names(variables)
+  leaves = jax.tree.leaves(variables)
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return [
+    name
+    for name, leaf in zip(names, leaves, strict=True)
+    if not is_key(leaf) and not _is_finite(leaf)
+  ]
+
+
+def culprit(
+  quantized: transform.Quantized, variables: PyTree, image: Array
+) -> str:
+  """Text that names what makes the float network's outputs not finite.
+
+  Args:
+    quantized: from `quantize`.
+    variables: of the network.
+    image: [1, ...], for which they are not.
+  """
+  if bad := bad_variables(variables):
+    return f'the variable {bad[0]!r} holds values that are not finite'
+  program, names = quantized.program, tracing.leaf_names(variables)
+  leaves = [
+    values_lib.Variable(name, x.size)
+    for name, x in zip(names, jax.tree.leaves(variables), strict=True)
+  ]
+  known, _, _ = values_lib.propagate(program, leaves, ())
+  found = []
+
+  def execute(equation, operands):
+    results = program_lib.bind(equation, operands)
+    was = all(_is_finite(x) for x in operands)
+    if not found and was and not all(_is_finite(x) for x in results):
+      static = [known[s] for s in equation.inputs if not known[s].dynamic]
+      weights = [values_lib.weight_name(v, leaves) for v in static if v.leaves]
+      of = f' of the variable {weights[0]!r}' if weights else ''
+      found.append(f"the operation '{equation.name}'{of} is not finite")
+    return results
+
+  images = jnp.repeat(image, tracing.FEW, axis=0)
+  program_lib.run(program, [*jax.tree.leaves(variables), images], execute)
+  return found[0] if found else 'the images hold values that are not finite'

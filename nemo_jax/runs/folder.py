@@ -1,0 +1,303 @@
+"""A run's folder: its flags, checkpoints, metrics and front; and resuming.
+
+flags.json      what the run was started with, and digests of what it read
+metrics.jsonl   a line a generation
+checkpoints/    the last generations, by orbax
+front.json      the result, when the run has ended
+
+All of it carries digests, and the digest of flags.json says in each checkpoint
+and in the front which run they are of.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+import nemo_jax
+from nemo_jax.core import files
+from nemo_jax.runs import front as front_lib
+from nemo_jax.core.types import InputError, PyTree
+from nemo_jax.runs.checkpoints import discard_after, open_checkpoints, restore, save
+from nemo_jax.runs.metrics import append_metrics, read_metrics, rewind_metrics
+
+__all__ = [
+  'FRONT_VERSION',
+  'append_metrics',
+  'check_flags',
+  'check_folder',
+  'discard_after',
+  'evolve',
+  'finished',
+  'locked',
+  'open_checkpoints',
+  'read_front',
+  'read_metrics',
+  'restore',
+  'rewind_metrics',
+  'save',
+  'started',
+  'write_flags',
+  'write_front',
+]
+
+FRONT_VERSION = front_lib.VERSIONS[-1]
+# In flags.json, beside the flags: what the run read, by its digest.
+_READ = 'digests'
+
+
+def check_folder(path: str | os.PathLike, read_only: bool = False) -> None:
+  """Raises `InputError` unless the folder is there or can be made.
+
+  Args:
+    path: of the folder.
+    read_only: whether one that is there serves without being writable.
+  """
+  path = files.local(path).absolute()
+  with files.errors_named(path):
+    there = next(p for p in (path, *path.parents) if p.exists())
+    serves = read_only and there == path
+    if not there.is_dir() or not (serves or os.access(there, os.W_OK)):
+      raise InputError(f'cannot use {path}: {there} is no folder to write to')
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+  """Makes a run's folder and keeps other processes out of it.
+
+  The lock goes with the process, however it ends.
+
+  Raises:
+    InputError: another process holds it, or the folder cannot be made.
+  """
+  workdir = files.local(workdir)
+  with contextlib.ExitStack() as stack:
+    with files.errors_named(workdir):
+      workdir.mkdir(parents=True, exist_ok=True)
+      file = stack.enter_context(open(workdir / '.lock', 'w'))
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise InputError(f'another process is running in {workdir}') from error
+    yield
+
+
+def _with_digests(flags: Mapping, digests: Mapping | None) -> dict[str, Any]:
+  return dict(flags) if digests is None else {**flags, _READ: dict(digests)}
+
+
+def _changes(stored: Mapping, given: Mapping) -> Iterator[str]:
+  """What differs, in words; digests say what they are of."""
+  for name, value in sorted(given.items()):
+    if name == _READ:
+      before = stored.get(name)
+      before = before if isinstance(before, dict) else {}
+      for what, digest in value.items():
+        if what not in before:
+          yield f'{what}: not recorded'
+        elif before[what] != digest:
+          yield f'{what} changed'
+    elif stored.get(name) != value:
+      yield f'{name}={stored.get(name)!r} became {value!r}'
+
+
+def check_flags(
+  workdir: str | os.PathLike,
+  flags: Mapping[str, Any],
+  digests: Mapping[str, str] | None = None,
+) -> None:
+  """Compares what a run in the folder was started with, if there is one.
+
+  Only the names given are compared.
+
+  Args:
+    workdir: the run's folder.
+    flags: what JSON can hold, by name.
+    digests: of what the run reads; a name says what it is of.
+
+  Raises:
+    files.DamagedError: flags.json is not as it was written.
+    InputError: a flag, or what the run read, differs from that of the run.
+  """
+  path = files.local(workdir) / 'flags.json'
+  if not path.exists():
+    return
+  stored = files.read_json(path)
+  # Those of older versions have no digest.
+  if 'sha256' in stored and not files.is_sealed(stored):
+    raise files.DamagedError(f'{path} is damaged: its digest does not match')
+  changed = list(_changes(stored, _with_digests(flags, digests)))
+  if changed:
+    raise InputError(
+      f'{workdir} holds a run with other flags or files '
+      f'({"; ".join(changed)}); give the same to resume it or another --workdir'
+    )
+
+
+def _check_results(workdir: pathlib.Path, run: str) -> None:
+  """Raises `InputError` if results are there, and none is of this run."""
+  results = ['front.json', 'compare.json', 'checkpoints/*/digest/metadata']
+  found = [path for pattern in results for path in workdir.glob(pattern)]
+  owners = set()
+  for path in found:
+    with contextlib.suppress(InputError):
+      owners.add(files.read_json(path).get('run'))
+  if found and run not in owners:
+    raise InputError(
+      f'{workdir} has results but no flags.json, and they are of other flags '
+      'or files; give another --workdir'
+    )
+
+
+def write_flags(
+  workdir: str | os.PathLike,
+  flags: Mapping[str, Any],
+  digests: Mapping[str, str] | None = None,
+) -> str:
+  """Starts a run's folder; from now on it takes no others. Returns its digest.
+
+  Args:
+    workdir: the run's folder.
+    flags: what JSON can hold, by name.
+    digests: of what the run reads; a name says what it is of.
+
+  Raises:
+    InputError: there are results of another run, or the operating system
+      refuses.
+  """
+  content = files.seal(_with_digests(flags, digests))
+  path = files.local(workdir) / 'flags.json'
+  # What is there has been compared; a full disk is no reason to stop here.
+  if not path.exists():
+    _check_results(path.parent, content['sha256'])
+    text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+    files.write_text(path, text)
+  return content['sha256']
+
+
+@contextlib.contextmanager
+def started(
+  workdir: str | os.PathLike,
+  flags: Mapping[str, Any],
+  digests: Mapping[str, str],
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+  """The digest of a run, and its front if it has ended.
+
+  Within, no other process runs in the folder, and errors of the operating
+  system name it. A run that has ended is not locked: it may be on a disk that
+  is read-only.
+
+  Args:
+    workdir: the run's folder, which is made.
+    flags: see `check_flags`.
+    digests: see `check_flags`.
+
+  Raises:
+    InputError: see `check_flags`, `locked` and `write_flags`.
+  """
+  run = files.seal(_with_digests(flags, digests))['sha256']
+  check_flags(workdir, flags, digests)
+  if front := finished(workdir, run):
+    yield run, front
+    return
+  with locked(workdir), files.errors_named(workdir):
+    # Another process may have been here since.
+    check_flags(workdir, flags, digests)
+    write_flags(workdir, flags, digests)
+    yield run, None
+
+
+def evolve(
+  workdir: str | os.PathLike,
+  checkpoints: ocp.CheckpointManager | None,
+  step,
+  state: PyTree,
+  generations: int,
+  run: str | None = None,
+) -> Iterator[tuple[PyTree, dict]]:
+  """The state and metrics of each generation still to come, all stored.
+
+  Without `checkpoints` nothing is stored: another process does it. `run` is
+  what `started` gave.
+
+  Metrics go first: if a kill comes between, `rewind_metrics` takes the line
+  back, and the generation is repeated from the checkpoint before.
+  """
+  for generation in range(int(state.generation) + 1, generations + 1):
+    state, metrics = step(state)
+    if checkpoints is not None:
+      append_metrics(workdir, metrics)
+      save(checkpoints, generation, state, run)
+    yield state, metrics
+
+
+def write_front(workdir: str | os.PathLike, front: dict[str, Any]) -> None:
+  """Writes front.json: `version`, `versions`, then what is given, sealed.
+
+  The schema, version 2. `workload`, `seed`, `evaluations`, `objective_names`,
+  `bit_widths`, `quantizers` (names, in the order of every `bits`), `points`:
+  each with `bits`, `objectives` in the order of their names, `test_accuracy`
+  and `species`; `sha256`, see `files.seal`, which version 1 lacks. `run`, if
+  there, is the digest of flags.json. Further keys may be added without a new
+  version.
+
+  Raises:
+    InputError: the operating system refuses, for a full disk for example.
+  """
+  versions = {
+    'nemo_jax': nemo_jax.__version__,
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+  }
+  content = {'version': FRONT_VERSION, 'versions': versions} | front
+  content = json.loads(json.dumps(content, default=files.plain))
+  text = json.dumps(files.seal(content), indent=1) + '\n'
+  files.write_text(files.local(workdir) / 'front.json', text)
+
+
+def read_front(
+  workdir: str | os.PathLike, needed: Collection[str] = ()
+) -> dict[str, Any]:
+  """The content of front.json.
+
+  Args:
+    workdir: where it is.
+    needed: keys that have to be there, see `front.validate`.
+
+  Raises:
+    files.DamagedError: the content differs from what was written.
+    InputError: it is absent, or of a version that is not known.
+  """
+  path = files.local(workdir) / 'front.json'
+  front = files.read_json(path)
+  version = front.get('version')
+  if version not in front_lib.VERSIONS:
+    front_lib.validate(front, path)
+  sealed = version > 1 or 'sha256' in front
+  if sealed and not files.is_sealed(front):
+    raise files.DamagedError(f'{path} is damaged: its digest does not match')
+  return front_lib.validate(front, path, needed)
+
+
+def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:
+  """The front of a run that has ended; None where it is still to be written.
+
+  Raises:
+    InputError: it is of a version that is not known.
+  """
+  if not (files.local(workdir) / 'front.json').exists():
+    return None
+  try:
+    front = read_front(workdir)
+  except files.DamagedError as error:
+    warnings.warn(f'{error}; it is written again', stacklevel=2)
+    return None
+  return front if front.get('run') == run else None

@@ -1,0 +1,186 @@
+"""What a front.json has to hold, whoever wrote it.
+
+Version 2 is version 1 with a digest of the content under `sha256`.
+"""
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization.numerics import fake_quant
+
+VERSIONS = (1, 2)
+_LOW, _HIGH = fake_quant.MIN_BITS, fake_quant.MAX_BITS
+
+
+class _Kind(NamedTuple):
+  """What a value may be."""
+
+  name: str
+  holds: Callable[[Any], bool]
+
+
+def _is_whole(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_finite(x: Any) -> bool:
+  # NaN compares as False; whole numbers may be too large for a float.
+  return (_is_whole(x) or isinstance(x, float)) and -1e300 < x < 1e300
+
+
+_TEXT = _Kind(
+  'a text on one line', lambda x: isinstance(x, str) and x.isprintable()
+)
+_FLAG = _Kind('true or false', lambda x: isinstance(x, bool))
+_FINITE = _Kind('a finite number', _is_finite)
+# Infinite objectives are stored as null.
+_OPTIONAL = _Kind(
+  'a finite number or null', lambda x: x is None or _is_finite(x)
+)
+_COUNT = _Kind(
+  'a whole number from 0', lambda x: _is_whole(x) and 0 <= x < 2**63
+)
+_SHARE = _Kind('a number from 0 to 1', lambda x: _is_finite(x) and 0 <= x <= 1)
+_BITS = _Kind(
+  f'a whole number from {_LOW} to {_HIGH}',
+  lambda x: _is_whole(x) and _LOW <= x <= _HIGH,
+)
+
+
+# What values may be, and lists of such values; behind the name of an object
+# or of a list of objects, what each of these holds.
+_KINDS = {
+  'workload': _TEXT,
+  'evaluations': _COUNT,
+  'failures': _COUNT,
+  'hypervolume': _OPTIONAL,
+  'uniform_hypervolume': _OPTIONAL,
+  'objective_names': [_TEXT],
+  'quantizers': [_TEXT],
+  'is_weight': [_FLAG],
+  'bit_widths': [_BITS],
+  'species': [_TEXT],
+  'float.objectives': [_FINITE],
+  'float.test_accuracy': _SHARE,
+  'points.bits': [_BITS],
+  'points.objectives': [_FINITE],
+  'points.test_accuracy': _SHARE,
+  'points.species': _TEXT,
+  'uniform.bits': [_BITS],
+  'uniform.objectives': [_OPTIONAL],
+  'uniform.test_accuracy': _SHARE,
+}
+# Lists that are as long as others.
+_LIKE = {
+  'is_weight': 'quantizers',
+  'bits': 'quantizers',
+  'objectives': 'objective_names',
+}
+# What is needed to score the points, and for tables and pictures.
+SCORED = ('workload', 'quantizers', 'points.bits')
+REPORTED = tuple(_KINDS)
+
+
+def _shown(x: Any) -> str:
+  """The value in a message; of lists and objects the kind alone."""
+  if isinstance(x, list | dict):
+    return 'a list' if isinstance(x, list) else 'an object'
+  if _is_whole(x) and abs(x) > 10**18:
+    return 'a number of over 18 digits'
+  text = ascii(x)
+  return text if len(text) <= 40 else f'{text[:37]}...'
+
+
+def _check_value(where: str, value: Any, kind: _Kind) -> None:
+  if not kind.holds(value):
+    raise InputError(f'{where} is {_shown(value)}, not {kind.name}')
+
+
+def _check_list(where: str, values: Any, kind: _Kind, like: Any) -> None:
+  """Refuses what is no list of a kind, or not as long as the list `like`."""
+  if not isinstance(values, list):
+    raise InputError(f'{where} is {_shown(values)}, no list')
+  count = len(like) if isinstance(like, list) else max(len(values), 1)
+  if len(values) != count:
+    raise InputError(f'{where} has {len(values)} values, not {count}')
+  for i, value in enumerate(values):
+    _check_value(f'{where}[{i}]', value, kind)
+
+
+def _holders(content: Mapping, section: str) -> list[tuple[str, Any]]:
+  """What has the keys of a section, each with what messages call it."""
+  if not section:
+    return [('', content)]
+  if section not in content:
+    return [(section, {})]
+  held = content[section]
+  if section == 'float':
+    return [(section, held)]
+  if not isinstance(held, list):
+    raise InputError(f'{section} is {_shown(held)}, no list')
+  return [(f'{section}[{i}]', x) for i, x in enumerate(held)]
+
+
+def _check(content: Any, needed: Collection[str]) -> None:
+  """Refuses content that is no front, without the path."""
+  if not isinstance(content, Mapping):
+    raise InputError(f'it holds {_shown(content)}, no object')
+  version = content.get('version')
+  if not _is_whole(version) or version not in VERSIONS:
+    known = ' and '.join(map(str, VERSIONS))
+    raise InputError(
+      f'it has version {_shown(version)}; this package reads {known}'
+    )
+  for name, kind in _KINDS.items():
+    section, _, key = name.rpartition('.')
+    for where, holder in _holders(content, section):
+      if not isinstance(holder, Mapping):
+        raise InputError(f'{where} is {_shown(holder)}, no object')
+      where = f'{where}.{key}'.lstrip('.')
+      if key not in holder:
+        if name in needed:
+          raise InputError(f'{where} is missing')
+      elif isinstance(kind, list):
+        like = content.get(_LIKE.get(key))
+        _check_list(where, holder[key], kind[0], like)
+      else:
+        _check_value(where, holder[key], kind)
+
+
+def _check_names(content: Mapping) -> None:
+  """Refuses quantizers of one name, and species that are not in the list."""
+  seen = set()
+  for name in content.get('quantizers', ()):
+    if name in seen:
+      raise InputError(f'quantizers has {_shown(name)} twice')
+    seen.add(name)
+  for i, point in enumerate(content.get('points', ())):
+    owner, known = point.get('species'), content.get('species')
+    if owner is not None and known is not None and owner not in known:
+      raise InputError(
+        f'points[{i}].species is {_shown(owner)}, which is none of species'
+      )
+
+
+def validate(
+  content: Any, path: str | os.PathLike, needed: Collection[str] = ()
+) -> dict[str, Any]:
+  """The content of a front.json, as it is given.
+
+  Args:
+    content: what JSON holds; keys that are not known may hold anything.
+    path: of the file, for messages.
+    needed: keys that have to be there, as in SCORED and REPORTED.
+
+  Raises:
+    InputError: the version is unknown, a needed key is missing, or a value is
+      of another kind, length or range; the message has the path and the key.
+  """
+  try:
+    _check(content, needed)
+    _check_names(content)
+  except InputError as error:
+    raise InputError(f'{path} is no front: {error}') from error
+  return content

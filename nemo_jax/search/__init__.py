@@ -1,0 +1,1 @@
+"""The search: problems, species, and the generation that joins them."""

@@ -1,0 +1,128 @@
+"""What a search can rely on: problems that fit together, species made for them.
+
+Values are checked where they are known, shapes and types also while they are
+traced.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nemo_jax.core import checks, files
+from nemo_jax.core.types import Array, InputError
+from nemo_jax.search.problem import Problem, Species
+
+
+def check_problem(problem: Problem) -> None:
+  """Raises `InputError` unless a problem can be searched.
+
+  That is: one objective or more, each with a finite ideal below a finite
+  reference; two choices or more at each node, of which one or more is allowed;
+  a graph and an estimate of so many nodes, choices and objectives.
+  """
+  allowed = checks.array('problem.allowed', problem.allowed, 'NK', 'bool')
+  nodes, choices = allowed.shape
+  if not nodes or choices < 2:
+    raise InputError(
+      f'problem.allowed has shape {allowed.shape}; a search needs one node or '
+      'more, with two choices or more'
+    )
+  known = checks.concrete(problem.allowed)
+  if known is not None and not np.all(np.any(known, axis=1)):
+    barred = np.flatnonzero(~np.any(known, axis=1))[0]
+    raise InputError(f'problem.allowed leaves node {barred} no choice')
+  _check_bounds(problem)
+  if problem.graph is not None:
+    _check_graph(problem.graph, nodes)
+  if problem.estimate is not None:
+    _check_estimate(problem.estimate, nodes, choices)
+
+
+def _check_bounds(problem: Problem) -> None:
+  ideal = checks.array('problem.ideal', problem.ideal, 'M')
+  count = len(ideal)
+  if not count:
+    raise InputError('problem.ideal is empty; give an objective or more')
+  reference = checks.array('problem.reference', problem.reference, 'M', M=count)
+  ideal, reference = checks.concrete(ideal), checks.concrete(reference)
+  if ideal is None or reference is None:
+    return
+  fits = np.isfinite(ideal) & np.isfinite(reference) & (ideal < reference)
+  if not np.all(fits):
+    row = np.flatnonzero(~fits)[0]
+    raise InputError(
+      f'objective {row} has ideal {ideal[row]} and reference {reference[row]}; '
+      'give finite numbers, the ideal below the reference'
+    )
+
+
+def _check_finite(name: str, value: Array) -> None:
+  known = checks.concrete(value)
+  if known is not None and not np.all(np.isfinite(known)):
+    raise InputError(f'{name} holds values that are not finite')
+
+
+def _check_places(name: str, value: Array, nodes: int) -> None:
+  known = checks.concrete(value)
+  if known is not None and np.any((known < 0) | (known >= nodes)):
+    raise InputError(f'{name} names a node that is not from 0 to {nodes - 1}')
+
+
+def _check_graph(graph, nodes: int) -> None:
+  features = checks.array('problem.graph.nodes', graph.nodes, 'NF', N=nodes)
+  _check_finite('problem.graph.nodes', features)
+  senders = checks.array('problem.graph.senders', graph.senders, 'E', 'whole')
+  receivers = checks.array(
+    'problem.graph.receivers', graph.receivers, 'E', 'whole', E=len(senders)
+  )
+  _check_places('problem.graph.senders', senders, nodes)
+  _check_places('problem.graph.receivers', receivers, nodes)
+
+
+def _check_estimate(estimate, nodes: int, choices: int) -> None:
+  pairs = checks.array('problem.estimate.pairs', estimate.pairs, 'Es', 'whole')
+  _check_places('problem.estimate.pairs', pairs, nodes)
+  costs = np.shape(estimate.costs)[-1] if np.ndim(estimate.costs) else 0
+  sizes = {'N': nodes, 'K': choices, 'L': choices, 'C': costs}
+  sizes |= {'E': len(pairs), 's': 2}
+  for name, axes in (
+    ('loss', 'NK'),
+    ('costs', 'NKC'),
+    ('pairs', 'Es'),
+    ('pair_costs', 'EKLC'),
+  ):
+    whole = f'problem.estimate.{name}'
+    value = checks.array(whole, getattr(estimate, name), axes, **sizes)
+    _check_finite(whole, value)
+
+
+def fingerprint(problem: Problem) -> str | None:
+  """What a species is made for: a digest of graph, choices and estimate.
+
+  None while any of them is traced.
+  """
+  own = jax.tree.leaves((problem.graph, problem.allowed, problem.estimate))
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in own):
+    return None
+  # The same on the host and, in 32 bits, on a device.
+  return files.digest([_in_32_bits(np.asarray(x)) for x in own])
+
+
+def _in_32_bits(leaf: np.ndarray) -> np.ndarray:
+  if leaf.dtype == bool:
+    return leaf
+  whole = jnp.issubdtype(leaf.dtype, jnp.integer)
+  return leaf.astype(np.int32 if whole else np.float32)
+
+
+def check_species(problem: Problem, species: Sequence[Species]) -> None:
+  """Raises `InputError` where a species was made for another problem."""
+  own = fingerprint(problem)
+  for index, one in enumerate(species):
+    if own and one.made_for and own != one.made_for:
+      raise InputError(
+        f'species {index} was made for a problem with another graph, other '
+        'choices or another estimate; make it for this one'
+      )

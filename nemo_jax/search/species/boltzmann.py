@@ -1,0 +1,150 @@
+"""Boltzmann chromosomes: a table of priors and temperatures per decision."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax.core.types import Array
+from nemo_jax.search import contract, variation
+from nemo_jax.search import proposals as blocks
+from nemo_jax.search.problem import Problem, Species
+
+
+class Genotype(NamedTuple):
+  """Choice ~ softmax(prior / temperature), independently at every node."""
+
+  prior: Array  # [P, N, K] float32
+  log_temperature: Array  # [P, N] float32
+
+
+class State(NamedTuple):
+  """Parents, run parallel to the population, and the last offspring."""
+
+  parents: Genotype
+  offspring: Genotype
+  rank: Array  # [P] float32, +inf where the row is not this species'
+  own: Array  # [P] bool
+  guests: Array  # [P, N] int32, choices of the whole population
+  guest_rank: Array  # [P] float32
+
+
+def _sample(key: Array, logits: Array) -> Array:
+  """int32[...]: a choice for each of logits [..., K], by one draw each."""
+  chance = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  # Not cumsum, which XLA fuses with nothing.
+  sums = list(itertools.accumulate(jnp.moveaxis(chance, -1, 0)))
+  # Short of the end, beyond which there is no choice.
+  draw = jax.random.uniform(key, logits.shape[:-1], maxval=1 - 1e-6)
+  draw *= sums[-1]
+  return sum((below <= draw).astype(jnp.int32) for below in sums)
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  crossover_rate: float = 0.5,
+  guest_rate: float = 0.3,
+  std: float = 1.0,
+) -> Species:
+  """A species of distributions, of which every offspring is a sample.
+
+  EGRL (arXiv 2007.07298). As there, chromosomes are also seeded from the
+  solutions of other species: a mate may be a guest, a member of the whole
+  population, whose chromosome is the one that would choose as it did at all
+  nodes but about two. Rates are not in the paper.
+
+  Args:
+    problem: what is searched.
+    population_size: P.
+    crossover_rate: share of the offspring that have two parents.
+    guest_rate: share of the offspring whose first parent is a guest.
+    std: of the noise on a mutated node's priors.
+  """
+  nodes, choices = problem.allowed.shape
+  number, size = blocks.divide(population_size)
+  count = number * size
+  # With this prior at temperature 1 a node keeps its choice so often that two
+  # in the whole graph are drawn anew.
+  stay = 1 - min(2 / nodes, 0.5)
+  peak = jnp.log(stay / (1 - stay) * max(choices - 1, 1))
+
+  def fresh(key, count):
+    prior = jax.random.normal(key, (count, nodes, choices), jnp.float32)
+    return Genotype(prior, jnp.zeros((count, nodes), jnp.float32))
+
+  def init(key):
+    return State(
+      parents=fresh(key, population_size),
+      offspring=fresh(key, count),
+      rank=jnp.full(population_size, jnp.inf, jnp.float32),
+      own=jnp.ones(population_size, bool),
+      guests=jnp.zeros((population_size, nodes), jnp.int32),
+      guest_rank=jnp.full(population_size, jnp.inf, jnp.float32),
+    )
+
+  def cross(key, rate, one, two):
+    """Nodes of the second parent in a share `rate` of the offspring."""
+    key_row, key_node = jax.random.split(key)
+    rows = jax.random.bernoulli(key_row, rate, (size, 1))
+    taken = rows & variation.coins(key_node, (size, nodes))
+    return Genotype(
+      jnp.where(taken[..., None], two.prior, one.prior),
+      jnp.where(taken, two.log_temperature, one.log_temperature),
+    )
+
+  def mutate(key, genotype):
+    key_where, key_prior, key_heat = jax.random.split(key, 3)
+    where = jax.random.bernoulli(key_where, 1 / nodes, (size, nodes))
+    # One draw a chromosome serves what few nodes of it are mutated.
+    noise = std * jax.random.normal(key_prior, (size, 1, choices))
+    heat = 0.2 * jax.random.normal(key_heat, (size, 1))
+    return Genotype(
+      genotype.prior + jnp.where(where[..., None], noise, 0),
+      jnp.clip(genotype.log_temperature + jnp.where(where, heat, 0), -3, 3),
+    )
+
+  def propose(state, key):
+    keys = jax.random.split(key, 7)
+    win = functools.partial(variation.tournament, count=size)
+    one, two = (win(k, state.rank, state.own) for k in keys[:2])
+    first = jax.tree.map(lambda x: x[one], state.parents)
+    second = jax.tree.map(lambda x: x[two], state.parents)
+    known = jnp.isfinite(state.guest_rank)
+    guest = state.guests[win(keys[2], state.guest_rank, known)]
+    invited = jax.random.bernoulli(keys[3], guest_rate, (size,))
+    invited &= jnp.any(known)
+    first = Genotype(
+      jnp.where(
+        invited[:, None, None],
+        peak * jax.nn.one_hot(guest, choices),
+        first.prior,
+      ),
+      jnp.where(invited[:, None], 0.0, first.log_temperature),
+    )
+    child = mutate(keys[4], cross(keys[5], crossover_rate, first, second))
+    logits = child.prior / jnp.exp(child.log_temperature)[..., None]
+    logits = jnp.where(problem.allowed, logits, -jnp.inf)
+    return _sample(keys[6], logits), child
+
+  def tell(key, state, feedback):
+    del key
+    parents = variation.survivors(
+      state.parents, state.offspring, feedback.source
+    )
+    return state._replace(
+      parents=parents,
+      rank=jnp.where(feedback.own, feedback.rank, jnp.inf),
+      own=feedback.own,
+      guests=feedback.population.choices,
+      guest_rank=feedback.rank,
+    )
+
+  return Species(
+    init=init,
+    tell=tell,
+    made_for=contract.fingerprint(problem),
+    **blocks.asks(propose, number),
+  )

@@ -1,0 +1,124 @@
+"""Prices for the costs and factors on the sensitivities, evolved."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax.core.types import Array
+from nemo_jax.search import contract, variation
+from nemo_jax.search import prior as estimate
+from nemo_jax.search import proposals as blocks
+from nemo_jax.search.problem import Problem, Species
+
+# Of what a problem may lack; see `estimate.of`.
+NEEDS_ESTIMATE = True
+
+
+class Genotype(NamedTuple):
+  """What decides a configuration, together with the problem's estimate."""
+
+  log_prices: Array  # [..., C] float32
+  log_factors: Array  # [..., N] float32, of the estimated loss at each node
+
+
+class State(NamedTuple):
+  """Parents, run parallel to the population, and the last offspring."""
+
+  parents: Genotype  # [P, ...] each
+  offspring: Genotype  # [Q, ...] each
+  rank: Array  # [P] float32, +inf where the row is not this species'
+  own: Array  # [P] bool
+
+
+def make(
+  problem: Problem,
+  population_size: int,
+  fresh_rate: float = 0.5,
+  crossover_rate: float = 0.5,
+  price_std: float = 0.3,
+  factor_std: float = 0.7,
+  factor_rate: float = 0.1,
+  proposals: int = 256,
+) -> Species:
+  """A species that corrects the estimate by what is measured.
+
+  A genotype is one price for each cost and one factor on the estimated loss at
+  each node; its solution is the cheapest choice at every node, all pairs
+  included (see `estimate.cheapest`). The first generation has factors of one
+  and prices at random, which is the front of a knapsack on the sensitivities.
+
+  Args:
+    problem: what is searched; it has an estimate.
+    population_size: P.
+    fresh_rate: share of the offspring that have new prices, at random, and
+      factors as inherited; the others mutate both.
+    crossover_rate: share of the offspring that have two parents.
+    price_std: of the noise on the logarithm of inherited prices.
+    factor_std: of the noise on the logarithm of a factor.
+    factor_rate: share of the factors that it is added to.
+    proposals: Q, how many it makes; P if that is more.
+
+  Raises:
+    InputError: the problem has no estimate.
+  """
+  market = estimate.market(problem)
+  nodes = problem.allowed.shape[0]
+  number, size = blocks.divide(max(population_size, proposals))
+  count = number * size
+
+  def fresh(key, count=size):
+    factors = jnp.zeros((count, nodes), jnp.float32)
+    return Genotype(jnp.log(market.draw(key, count)), factors)
+
+  def init(key):
+    return State(
+      parents=fresh(key, population_size),
+      offspring=fresh(key, count),
+      rank=jnp.full(population_size, jnp.inf, jnp.float32),
+      own=jnp.zeros(population_size, bool),
+    )
+
+  def breed(key, state):
+    keys = jax.random.split(key, 8)
+    one, two = (
+      jax.tree.map(
+        lambda x, k=k: x[variation.tournament(k, state.rank, state.own, size)],
+        state.parents,
+      )
+      for k in keys[:2]
+    )
+    crossed = jax.random.bernoulli(keys[2], crossover_rate, (size, 1))
+    crossed &= variation.coins(keys[3], one.log_factors.shape)
+    factors = jnp.where(crossed, two.log_factors, one.log_factors)
+    noise = variation.sparse_normal(keys[4], factor_rate, factors.shape)
+    prices = one.log_prices
+    prices += price_std * jax.random.normal(keys[5], prices.shape)
+    renewed = jax.random.bernoulli(keys[7], fresh_rate, (size, 1))
+    prices = jnp.where(renewed, fresh(keys[6]).log_prices, prices)
+    factors += jnp.where(renewed, 0, factor_std * noise)
+    return Genotype(prices, factors)
+
+  def propose(state, key):
+    child = jax.lax.cond(
+      jnp.any(state.own), breed, lambda key, _: fresh(key), key, state
+    )
+    return jax.vmap(market.solve)(*map(jnp.exp, child)), child
+
+  def tell(key, state, feedback):
+    del key
+    parents = variation.survivors(
+      state.parents, state.offspring, feedback.source
+    )
+    return state._replace(
+      parents=parents,
+      rank=jnp.where(feedback.own, feedback.rank, jnp.inf),
+      own=feedback.own,
+    )
+
+  return Species(
+    init=init,
+    tell=tell,
+    made_for=contract.fingerprint(problem),
+    **blocks.asks(propose, number),
+  )

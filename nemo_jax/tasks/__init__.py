@@ -1,0 +1,1 @@
+"""What becomes a search problem: one file a task."""
