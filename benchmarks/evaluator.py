@@ -22,8 +22,8 @@ from absl import flags
 from benchmarks import measure, torch_quantization
 from experiments.launch import launch
 from nemo_jax import quantize, workloads
+from nemo_jax.core.memory import in_chunks
 from nemo_jax.quantization.backend import kernels
-from nemo_jax.search.evaluate import in_chunks
 from nemo_jax.workloads import _pretrained
 from tests import torch_models
 
@@ -118,7 +118,7 @@ def run() -> None:
   builders = {
     'quantized': lambda: jax_runner(candidate, *arguments, bits),
     'quantized_by_xla': lambda: jax_runner(by_xla, *arguments, bits),
-    'float': lambda: jax_runner(forward(quantized.intercept), *arguments),
+    'float': lambda: jax_runner(forward(quantized.map_operands), *arguments),
     'flax': lambda: jax_runner(forward(network.apply), *arguments),
     'flax_bfloat16': lambda: jax_runner(forward(in_bfloat16), *arguments),
     'torch': lambda: torch_runner(images, fake=False),

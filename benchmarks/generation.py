@@ -20,7 +20,7 @@ from experiments.launch import launch
 from nemo_jax import workloads
 from nemo_jax.quantization import transform
 from nemo_jax.search import nemo, species
-from nemo_jax.search.problem import Estimate, Problem
+from nemo_jax.search.problem import Prior, Problem
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workload', 'resnext101_32x8d', 'network')
@@ -36,17 +36,17 @@ WARM_UP = 3
 def table_problem() -> Problem:
   """The choices at the network's quantizers, priced by a table."""
   structure = transform.inspect(
-    *workloads.network(FLAGS.workload), also=('add', 'pool')
+    *workloads.network(FLAGS.workload), extra_ops=('add', 'pool')
   )
   nodes = len(structure.quantizers)
   shape = nodes, WIDTHS, 3
   prices = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  known = species.need_estimate(FLAGS.species)
+  known = species.need_prior(FLAGS.species)
   total = lambda prices, row: prices[jnp.arange(nodes), row].sum(axis=0)
   none = np.zeros((0, WIDTHS, WIDTHS, 2), np.float32)
   pairs = np.zeros((0, 2), np.int32)
   # A loss is not negative.
-  estimate = Estimate(prices[..., 0] + 10, prices[..., 1:], pairs, none)
+  estimate = Prior(prices[..., 0] + 10, prices[..., 1:], pairs, none)
   return Problem(
     graph=structure.sequential_graph,
     data=jnp.asarray(prices),
@@ -55,7 +55,7 @@ def table_problem() -> Problem:
     reference=np.full(3, 2.0 * nodes, np.float32),
     evaluate=total,
     objective_names=('a', 'b', 'c'),
-    estimate=estimate if known else None,
+    prior=estimate if known else None,
     costs=lambda row: total(jnp.asarray(prices), row)[1:],
   )
 

@@ -37,6 +37,7 @@ from experiments.launch import launch
 from nemo_jax import workloads
 from nemo_jax.core.types import Array, InputError
 from nemo_jax.models import weights
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.trace.operations import Operation
 from nemo_jax.tasks import mixed_precision
 from nemo_jax.workloads import _pretrained
@@ -76,7 +77,7 @@ def bits_of(
   widths: Widths | None, layers: Sequence[Operation], quantizers
 ) -> np.ndarray:
   """int32[N]: widths by quantizer; layers that share an input agree on it."""
-  bits = mixed_precision.float_bits(quantizers)
+  bits = widths_lib.float_bits(len(quantizers))
   if widths is not None:
     for layer in layers:
       source, weight = layer.operands
@@ -239,7 +240,7 @@ def top1(logits: Logits | None, images, labels, name: str) -> float | None:
       # The last batch is filled up, so that one program serves all.
       rows = np.minimum(np.arange(start, start + FLAGS.batch), count - 1)
       found = jnp.asarray(logits(images[rows]))
-      hits = mixed_precision.in_top_k(found, jnp.asarray(labels[rows]), 1)
+      hits = objectives.in_top_k(found, jnp.asarray(labels[rows]), 1)
       hits = np.asarray(hits)[: count - start]
       right += int(hits.sum())
       bar.update(len(hits))
@@ -252,7 +253,7 @@ def own_top1(
   """Accuracies of this project's quantization after steps of reconstruction."""
   with flagsaver.flagsaver(reconstruct=list(steps)):
     quantized = options.quantize_workload(workload)
-  scores = mixed_precision.accuracy(
+  scores = scoring.accuracy(
     quantized,
     workload.variables,
     *workload.test,
@@ -277,8 +278,8 @@ def run() -> None:
   if FLAGS.workload not in torch_quantization.NETWORKS:
     known = ', '.join(torch_quantization.NETWORKS)
     raise InputError(f'--workload is {FLAGS.workload}; the choices are {known}')
-  if FLAGS.also_quantize:
-    raise InputError('the peers quantize no more: leave --also_quantize away')
+  if FLAGS.extra_ops:
+    raise InputError('the peers quantize no more: leave --extra_ops away')
   structure = options.inspect_network()
   layers = structure.operations
   configurations = {w: widths_of(w, layers) for w in FLAGS.configurations}

@@ -21,11 +21,11 @@ from absl import flags
 
 from experiments import define, estimates, options
 from experiments.launch import launch
-from nemo_jax.arena import ablations, baselines
-from nemo_jax.arena import contest as arena
+from nemo_jax import runs
+from nemo_jax.arena import ablations, baselines, contest
 from nemo_jax.core import files
 from nemo_jax.core.types import InputError
-from nemo_jax.runs import folder as runs
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.runs import report
 from nemo_jax.search import nemo
 from nemo_jax.search import species as species_lib
@@ -102,22 +102,22 @@ def contestant(method: str, problem, quantized):
   settings = {}
   if at:
     problem, settings = ablations.ablate(
-      option, problem, quantized.data_flow_graph
+      option, problem, quantized.structure.data_flow_graph
     )
   team = species_lib.team(words.split('+')).values()
   made = tuple(make(problem, FLAGS.population) for make in team)
-  run = arena.team(made, FLAGS.population, **settings)
-  return problem, problem.estimate is not None, run
+  run = contest.team(made, FLAGS.population, **settings)
+  return problem, problem.prior is not None, run
 
 
 def unseen_volumes(unseen, rows) -> tuple[float, float]:
   """Hypervolumes of a front on unseen images: as searched, for top-1 error."""
-  values = arena.objectives(unseen, rows)
+  values = contest.objectives(unseen, rows)
   names = list(unseen.objective_names)
   columns = list(range(len(FLAGS.objectives)))
   top1 = [names.index('top1_error'), *columns[1:]]
   return tuple(
-    arena.hypervolume(values[:, c], unseen.ideal[c], unseen.reference[c])
+    contest.hypervolume(values[:, c], unseen.ideal[c], unseen.reference[c])
     for c in (np.asarray(columns), np.asarray(top1))
   )
 
@@ -125,7 +125,7 @@ def unseen_volumes(unseen, rows) -> tuple[float, float]:
 def run_cell(seen, run, unseen, seed: int, spent: int, bar):
   """What one method with one seed has found: its curve, and its front."""
   marks = [int(share * FLAGS.budget) for share in SHARES]
-  ledger = arena.Ledger(
+  ledger = contest.Ledger(
     seen, spent, FLAGS.population, bar.update, min(FLAGS.budget, 4096)
   )
   blocks = (FLAGS.budget - spent) // FLAGS.population
@@ -154,7 +154,7 @@ def check_methods() -> None:
       except InputError as error:
         rivals = ', '.join(baselines.names())
         raise InputError(f'{error}; or one of the rivals {rivals}') from error
-      needing = species_lib.need_estimate(words.split('+'))
+      needing = species_lib.need_prior(words.split('+'))
       if option == 'blind' and needing:
         raise InputError(
           f'{method!r}: {needing[0]!r} cannot be without sensitivities; name '
@@ -208,7 +208,7 @@ def run() -> None:
   read = options.digests(workload)
   runs.check_flags(folder, started_with, read)
   quantized = options.quantize_workload(workload)
-  widths = mixed_precision.DEFAULT_BIT_WIDTHS
+  widths = widths_lib.DEFAULT
   known = estimates.sensitivities(workload, quantized, widths)
   own = {'bank': quantized.bank, 'sensitivities': known}
   read |= {name: files.digest(tree) for name, tree in own.items()}
@@ -226,7 +226,7 @@ def run() -> None:
     results = {
       m: {s: results[m][s] for s in FLAGS.seeds} for m in FLAGS.methods
     }
-    summary = arena.summarise(results, FLAGS.methods, FLAGS.seeds)
+    summary = contest.summarise(results, FLAGS.methods, FLAGS.seeds)
     files.write_text(folder / 'summary.json', json.dumps(summary, indent=1))
     print(f'\n{workload.name}, {FLAGS.budget} evaluations\n')
     print(report.compare_table(summary))

@@ -16,11 +16,11 @@ from absl import flags
 
 from experiments import define, options
 from experiments.launch import launch
+from nemo_jax import runs
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs
-from nemo_jax.quantization.numerics import fake_quant
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.transform import Structure
-from nemo_jax.runs import folder as runs
 from nemo_jax.runs import front as front_lib
 from nemo_jax.tasks import mixed_precision
 
@@ -43,9 +43,9 @@ define.words(
 def bits_of(word: str, quantizers) -> np.ndarray:
   """int32[N]: what a word of --bits stands for."""
   if word == 'float':
-    return mixed_precision.float_bits(quantizers)
+    return widths_lib.float_bits(len(quantizers))
   match = re.fullmatch('([0-9]{1,2})|w([0-9]{1,2})a([0-9]{1,2})', word)
-  low, high = fake_quant.MIN_BITS, fake_quant.MAX_BITS
+  low, high = widths_lib.MIN_BITS, widths_lib.MAX_BITS
   pair = [int(x) for x in match.groups() if x] if match else []
   if not pair or not all(low <= x <= high for x in pair):
     raise InputError(
@@ -103,7 +103,7 @@ def run() -> None:
   # None for a search.
   workload = options.load_workload(search_images=0)
   quantized = options.quantize_workload(workload)
-  accuracy = mixed_precision.accuracy(
+  accuracy = scoring.accuracy(
     quantized,
     workload.variables,
     *workload.test,
@@ -111,8 +111,8 @@ def run() -> None:
     images_at_once=options.images_at_once(quantized),
   )
   table = structure.costs
-  full = costs.FLOAT_BITS**2 * int(table.macs.sum())
-  stored = costs.FLOAT_BITS * table.parameters
+  full = widths_lib.FLOAT_BITS**2 * int(table.macs.sum())
+  stored = widths_lib.FLOAT_BITS * table.parameters
   for (name, bits), (top1, top5) in zip(rows.items(), accuracy, strict=True):
     is_float = name == 'float'
     line = {

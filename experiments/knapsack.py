@@ -20,6 +20,7 @@ from experiments.launch import launch
 from nemo_jax.arena.baselines import mckp
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
@@ -33,7 +34,7 @@ define.words(
   'bits, which stands for what these take everywhere',
 )
 
-WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+WIDTHS = widths_lib.DEFAULT
 define.whole(
   'activation_bits',
   None,
@@ -51,9 +52,9 @@ def ratios(table: costs.Costs, bits: np.ndarray) -> tuple[float, float]:
   """
   size = costs.model_size(table, bits) - table.overhead_bits
   return (
-    size / (costs.FLOAT_BITS * table.parameters),
+    size / (widths_lib.FLOAT_BITS * table.parameters),
     costs.bit_operations(table, bits)
-    / (costs.FLOAT_BITS**2 * int(table.macs.sum())),
+    / (widths_lib.FLOAT_BITS**2 * int(table.macs.sum())),
   )
 
 
@@ -63,8 +64,8 @@ def parse(word: str, table: costs.Costs) -> tuple[float, float]:
   Raises:
     InputError: the word is no budget.
   """
-  stored = costs.FLOAT_BITS * table.parameters
-  work = costs.FLOAT_BITS**2 * int(table.macs.sum())
+  stored = widths_lib.FLOAT_BITS * table.parameters
+  work = widths_lib.FLOAT_BITS**2 * int(table.macs.sum())
   if word in map(str, WIDTHS):
     return ratios(table, np.full(len(table.elements), int(word)))
   budgets = {'MB': np.inf, 'G': np.inf}
@@ -149,8 +150,8 @@ def run() -> None:
     greedy.append(row)
     gaps.append(f'{100 * (lost / least - 1):+.1f} %' if least > 0 else '-')
   bits = np.asarray(WIDTHS)[np.stack(greedy)]
-  float_row = mixed_precision.float_bits(quantized.quantizers)
-  accuracy = mixed_precision.accuracy(
+  float_row = widths_lib.float_bits(len(quantized.quantizers))
+  accuracy = scoring.accuracy(
     quantized,
     workload.variables,
     *workload.test,

@@ -10,16 +10,15 @@ import numpy as np
 from absl import flags
 
 from experiments import define
-from nemo_jax import __version__, quantize, workloads
+from nemo_jax import __version__, quantize, runs, workloads
 from nemo_jax.core import files, memory
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.backend import lowering
 from nemo_jax.quantization.numerics import bank as bank_lib
-from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.numerics import ranges as ranges_lib
 from nemo_jax.quantization.ptq import reconstruct
 from nemo_jax.quantization.trace import operations
-from nemo_jax.runs import folder as runs
 
 FLAGS = flags.FLAGS
 
@@ -92,7 +91,7 @@ define.whole(
 flags.DEFINE_enum(
   'calibration',
   'least_squares',
-  calibrate.METHODS,
+  ranges_lib.METHODS,
   'how ranges are chosen from the calibration images',
 )
 define.words(
@@ -107,11 +106,11 @@ define.words(
 flags.DEFINE_enum(
   'weight_scheme',
   'symmetric',
-  calibrate.SCHEMES,
+  ranges_lib.SCHEMES,
   'weights: symmetric per output channel, or asymmetric per tensor',
 )
 define.words(
-  'also_quantize',
+  'extra_ops',
   [],
   'operations beside convolutions and matrix products whose inputs are '
   f'quantized: {", ".join(operations.OPTIONAL_KINDS)}',
@@ -216,7 +215,7 @@ def inspect_network() -> transform.Structure:
   """The network of the flags, traced; nothing is read or allocated."""
   return transform.inspect(
     *workloads.network(FLAGS.workload, FLAGS.image_size),
-    also=FLAGS.also_quantize,
+    extra_ops=FLAGS.extra_ops,
     weight_scheme=FLAGS.weight_scheme,
   )
 
@@ -227,7 +226,7 @@ def quantize_workload(workload: workloads.Workload):
     workload.apply,
     workload.variables,
     workload.calibration.images,
-    also=FLAGS.also_quantize,
+    extra_ops=FLAGS.extra_ops,
     calibration=FLAGS.calibration,
     weight_scheme=FLAGS.weight_scheme,
     lowering=FLAGS.lowering,
@@ -270,4 +269,6 @@ def digests(workload: workloads.Workload) -> dict[str, str]:
 def images_at_once(quantized, candidates: int = 1) -> int:
   """How many images fit the memory of the flags, of a number of candidates."""
   budget = FLAGS.memory_gib and int(FLAGS.memory_gib * 2**30)
-  return memory.images_at_once(quantized.bytes_per_image, budget, candidates)
+  return memory.images_at_once(
+    quantized.structure.bytes_per_image, budget, candidates
+  )

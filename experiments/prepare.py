@@ -14,9 +14,8 @@ from absl import flags
 
 from experiments import define
 from experiments.launch import launch
-from nemo_jax import data
+from nemo_jax import data, runs
 from nemo_jax.core.types import InputError
-from nemo_jax.runs import folder as runs
 
 FLAGS = flags.FLAGS
 

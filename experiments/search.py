@@ -21,9 +21,10 @@ from absl import flags
 
 from experiments import cluster, define, estimates, options
 from experiments.launch import launch
+from nemo_jax import runs
 from nemo_jax.core import devices, files
 from nemo_jax.core.types import InputError
-from nemo_jax.runs import folder as runs
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.runs import front as front_lib
 from nemo_jax.runs import report
 from nemo_jax.search import nemo
@@ -54,7 +55,7 @@ define.words(
 )
 define.words(
   'bit_widths',
-  map(str, mixed_precision.DEFAULT_BIT_WIDTHS),
+  map(str, widths_lib.DEFAULT),
   'bit-widths to choose from',
   numbers=(2, 16),
 )
@@ -196,11 +197,11 @@ def describe(workload, quantized, problem, state, names) -> dict:
   values = np.concatenate([uniform_values, archive.objectives[rows]])
   widths = np.asarray(problem.data.bit_widths)
   bits = widths[np.concatenate([uniform, archive.choices[rows]])]
-  accuracy = mixed_precision.accuracy(
+  accuracy = scoring.accuracy(
     quantized,
     workload.variables,
     *workload.test,
-    np.concatenate([[mixed_precision.float_bits(quantized.quantizers)], bits]),
+    np.concatenate([[widths_lib.float_bits(len(quantized.quantizers))], bits]),
     images_at_once=options.images_at_once(quantized),
     mesh=problem.mesh,
   )
@@ -302,7 +303,7 @@ def check() -> None:
     builders = species_lib.team(FLAGS.species)
   with define.named('population'):
     nemo.check_size(FLAGS.population, len(builders))
-  needing = species_lib.need_estimate(FLAGS.species)
+  needing = species_lib.need_prior(FLAGS.species)
   priced = set(FLAGS.objectives) & set(mixed_precision.COSTS)
   if needing and not (priced and FLAGS.sensitivities != 'none'):
     raise InputError(

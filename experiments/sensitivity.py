@@ -19,10 +19,11 @@ from absl import flags
 
 from experiments import define, estimates, options
 from experiments.launch import launch
-from nemo_jax.arena import contest as arena
+from nemo_jax.arena import contest
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import sensitivity
-from nemo_jax.search import prior as estimate
+from nemo_jax.quantization.numerics import widths as widths_lib
+from nemo_jax.search import prior as prior_lib
 from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
@@ -37,7 +38,7 @@ flags.DEFINE_multi_enum(
 define.whole('configurations', 200, 'of either kind', 3, 10**6)
 define.whole('seed', 0, 'of the configurations', *define.SEEDS)
 
-WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+WIDTHS = widths_lib.DEFAULT
 COSTS = ('size', 'bit_operations')
 
 
@@ -46,9 +47,9 @@ def near_front(key, problem, tables, count: int) -> np.ndarray:
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   rows = []
   for table in tables.values():
-    known = problem.estimate._replace(loss=np.asarray(table, np.float32))
+    known = problem.prior._replace(loss=np.asarray(table, np.float32))
     share = -(-count // len(tables))
-    rows.append(estimate.front(key, problem.replace(estimate=known), share))
+    rows.append(prior_lib.front(key, problem.replace(prior=known), share))
   rows = np.concatenate([np.asarray(r) for r in rows])[:count]
   moved = draw.random(rows.shape) < 2 / rows.shape[1]
   steps = draw.choice([-1, 1], rows.shape)
@@ -109,7 +110,7 @@ def run() -> None:
   }
   with tqdm.tqdm(total=2 * count, desc='measuring', disable=None) as bar:
     truth = {
-      kind: arena.objectives(problem, rows, bar.update)[:, 0]
+      kind: contest.objectives(problem, rows, bar.update)[:, 0]
       for kind, rows in kinds.items()
     }
   print(

@@ -17,12 +17,12 @@ from absl import flags
 from experiments import define, estimates, options
 from experiments.launch import launch
 from nemo_jax import quantize, workloads
-from nemo_jax.arena import contest as arena
+from nemo_jax.arena import contest
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import sensitivity
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.ptq import reconstruct
-from nemo_jax.search import nemo, neuroevolution
-from nemo_jax.search import policies as networks
+from nemo_jax.search import nemo, neuroevolution, policies
 from nemo_jax.search.species import priced_gcn
 from nemo_jax.tasks import mixed_precision
 
@@ -39,7 +39,7 @@ define.words(
   'seeds', ['0', '1', '2', '3', '4'], 'one run each', numbers=define.SEEDS
 )
 
-WIDTHS = mixed_precision.DEFAULT_BIT_WIDTHS
+WIDTHS = widths_lib.DEFAULT
 OBJECTIVES = ('divergence', 'size', 'bit_operations')
 
 
@@ -77,7 +77,7 @@ def evolve(problem, seed: int, progress):
   for _ in range(FLAGS.source_budget // FLAGS.population):
     state, _ = step(run_key, state, problem, species)
     progress(FLAGS.population)
-  policy = priced_gcn.correct(networks.GCN(1), problem)
+  policy = priced_gcn.correct(policies.GCN(1), problem)
   members = jax.vmap(neuroevolution.unravel(policy))(state.species[0].members)
   return members['network']
 
@@ -85,9 +85,9 @@ def evolve(problem, seed: int, progress):
 def first_front(problem, learned, seed: int) -> float:
   """Hypervolume of one population at prices at random; nothing is evolved."""
   one = priced_gcn.make(problem, FLAGS.population, learned=learned)
-  ledger = arena.Ledger(problem)
+  ledger = contest.Ledger(problem)
   members = one.init(jax.random.key(seed)).members
-  policy = priced_gcn.correct(networks.GCN(1), problem)
+  policy = priced_gcn.correct(policies.GCN(1), problem)
   members = jax.vmap(neuroevolution.unravel(policy))(members)
   ledger.score(jax.vmap(policy.choose)(members))
   return ledger.curve[-1][1]
@@ -96,8 +96,8 @@ def first_front(problem, learned, seed: int) -> float:
 def searched(problem, learned, seed: int, progress) -> float:
   """Hypervolume after a search that starts from `learned`."""
   one = priced_gcn.make(problem, FLAGS.population, learned=learned)
-  ledger = arena.Ledger(problem, progress=progress)
-  run = arena.team((one,), FLAGS.population)
+  ledger = contest.Ledger(problem, progress=progress)
+  run = contest.team((one,), FLAGS.population)
   run(jax.random.key(seed), problem, FLAGS.budget, ledger)
   return ledger.curve[-1][1]
 
@@ -107,7 +107,7 @@ def row(name: str, fresh: np.ndarray, learned: np.ndarray) -> str:
   gain = learned - fresh
   return (
     f'| {name} | {fresh.mean():.4f} | {learned.mean():.4f} | '
-    f'{gain.mean():+.4f} ± {float(arena.interval(gain)):.4f} |'
+    f'{gain.mean():+.4f} ± {float(contest.interval(gain)):.4f} |'
   )
 
 

@@ -1,7 +1,7 @@
 """Prints what a network is made of, from a trace that allocates nothing.
 
 python -m experiments.workloads --workload=resnext101_32x8d \
-    --also_quantize=add,pool
+    --extra_ops=add,pool
 """
 
 from absl import flags

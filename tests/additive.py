@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from nemo_jax.search import prior as estimate
-from nemo_jax.search.problem import Estimate, Problem
+from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Prior, Problem
 from tests.placement import placement_problem
 
 
@@ -17,22 +17,22 @@ def additive_problem(nodes: int = 12) -> Problem:
   pair_costs = np.zeros((len(pairs), 5, 5, 2), np.float32)
   work = rng.exponential(size=(len(pairs), 1, 1))
   pair_costs[..., 1] = work * np.outer(widths, widths)
-  known = Estimate(
+  known = Prior(
     loss=np.outer(rng.lognormal(0, 2, nodes), 4.0**-widths).astype(np.float32),
     costs=costs,
     pairs=pairs,
     pair_costs=pair_costs,
   )
   most = (
-    estimate.totals(known, np.full(nodes, 4))
+    prior_lib.totals(known, np.full(nodes, 4))
     .at[0]
-    .set(estimate.totals(known, np.zeros(nodes, int))[0])
+    .set(prior_lib.totals(known, np.zeros(nodes, int))[0])
   )
   return placement_problem(nodes).replace(
     data=known,
-    evaluate=estimate.totals,
+    evaluate=prior_lib.totals,
     allowed=np.ones((nodes, 5), bool),
     ideal=np.zeros(3, np.float32),
     reference=most,
-    estimate=known,
+    prior=known,
   )

@@ -45,7 +45,7 @@ def find_front(mesh) -> dict:
   step, _ = nemo.compile_step(jax.random.key(2), state, problem, species)
   for _ in range(4):
     state, metrics = step(state)
-  accuracy = mixed_precision.accuracy(
+  accuracy = scoring.accuracy(
     quantized,
     variables,
     images,

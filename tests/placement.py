@@ -15,7 +15,7 @@ import jraph
 import numpy as np
 
 import nemo_jax
-from nemo_jax.search.problem import Estimate
+from nemo_jax.search.problem import Prior
 
 # KiB, and whether the tensor is written at run time.
 TENSORS = [
@@ -56,14 +56,14 @@ def costs(data, choices):
   return jnp.stack([energy, overflow])
 
 
-def additive_estimate(sizes: np.ndarray) -> Estimate:
+def additive_estimate(sizes: np.ndarray) -> Prior:
   """Latency, at prices for energy and for room in the two fast memories."""
   nodes, copied = len(sizes), COPY * sizes[:-1]
   energy = sizes[:, None] * ENERGY
   used = sizes[:, None, None] * np.eye(3, dtype=np.float32)[:, [DRAM, SRAM]]
   pair_costs = np.zeros((nodes - 1, 3, 3, 3), np.float32)
   pair_costs[..., 0] = copied[:, None, None] * (1 - np.eye(3))
-  return Estimate(
+  return Prior(
     loss=sizes[:, None] / BANDWIDTH,
     costs=np.concatenate([energy[..., None], used], axis=-1),
     pairs=np.stack([np.arange(nodes - 1), np.arange(1, nodes)], axis=1),
@@ -118,7 +118,7 @@ def placement_problem(nodes: int = 12) -> nemo_jax.Problem:
     reference=jnp.array(reference, jnp.float32),
     evaluate=evaluate,
     objective_names=OBJECTIVES,
-    estimate=additive_estimate(sizes),
+    prior=additive_estimate(sizes),
     costs=functools.partial(costs, data),
   )
 

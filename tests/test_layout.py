@@ -1,88 +1,118 @@
-"""The rooms of the house: imports go one way, and TensorFlow stays outside."""
+"""Imports between the rooms go one way, and TensorFlow stays outside."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-# From the ground to the roof: a module imports only from floors below its own.
-FLOORS = [
-  ['base'],
-  ['checks', 'devices', 'files'],
-  ['checkpoints', 'contract', 'evaluate', 'metrics'],
-  [
-    'blocks',
-    'estimate',
-    'memory',
-    'networks',
-    'pareto',
-    'quantization',
-    'variation',
-  ],
-  ['data', 'models', 'ssne', 'surrogate', 'weights'],
-  ['images'],
-  ['neuroevolution'],
-  ['species', 'nemo', 'workloads'],
-  ['mixed_precision', 'baselines', 'arena'],
-  ['ablations', 'front', 'report'],
-  ['runs'],
-]
-FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-FILES = sorted((ROOT / 'nemo_jax').rglob('*.py'))
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'nemo_jax'
+FILES = sorted(PACKAGE.rglob('*.py'))
+# What must never be imported from a room, however indirectly.
+FORBIDDEN = {
+  'core': {'pareto', 'search', 'quantization', 'tasks', 'runs', 'workloads'},
+  'pareto': {'search', 'quantization', 'tasks', 'runs', 'workloads'},
+  'search': {'quantization', 'tasks', 'runs', 'workloads', 'arena'},
+  'quantization': {'search', 'tasks', 'runs', 'workloads', 'arena'},
+  'data': {'search', 'quantization', 'tasks', 'workloads'},
+  'models': {'search', 'quantization', 'tasks', 'workloads'},
+  'tasks': {'workloads', 'arena', 'runs'},
+}
+
+
+def module_of(path: pathlib.Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts).removesuffix('.__init__')
+
+
+MODULES = {module_of(path) for path in FILES}
 
 
 def imported(path: pathlib.Path) -> set[str]:
-  modules = set()
+  """All that a file imports, as modules where they are of this package."""
+  found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      modules |= {alias.name for alias in node.names}
+      found |= {alias.name for alias in node.names}
     if isinstance(node, ast.ImportFrom):
       assert node.level == 0, f'{path}: relative import'
-      modules |= {f'{node.module}.{alias.name}' for alias in node.names}
-  return modules
+      names = {f'{node.module}.{alias.name}' for alias in node.names}
+      found |= {name if name in MODULES else node.module for name in names}
+  return found
 
 
-def room(path: pathlib.Path) -> str:
-  return path.relative_to(ROOT / 'nemo_jax').with_suffix('').parts[0]
+def room(module: str) -> str:
+  return module.split('.')[1]
 
 
-def test_every_module_has_a_floor():
-  rooms = {room(path) for path in FILES} - {'__init__'}
-  assert rooms == set(FLOOR)
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.name))
-def test_imports_go_one_way(path):
-  if path == ROOT / 'nemo_jax' / '__init__.py':
-    return
-  here = FLOOR[room(path)]
-  for module in imported(path):
-    parts = module.split('.')
-    if parts[0] != 'nemo_jax' or len(parts) < 2:
+def rooms() -> dict[str, set[str]]:
+  """The rooms that each room imports from."""
+  graph = {}
+  for path in FILES:
+    here = module_of(path)
+    if here == 'nemo_jax' or here == 'nemo_jax.pipeline':
       continue
-    there = FLOOR.get(parts[1])
-    # Names such as nemo_jax.__version__ and neighbours in a folder are free.
-    if there is None or parts[1] == room(path):
-      continue
-    assert there < here, f'{path.name} imports {module}'
+    own = graph.setdefault(room(here), set())
+    for name in imported(path):
+      if name.startswith('nemo_jax.') and room(name) != room(here):
+        own.add(room(name))
+  return graph
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.name))
+def below(graph: dict[str, set[str]], name: str) -> set[str]:
+  """The rooms that a room needs, directly or through others."""
+  found, rest = set(), list(graph[name])
+  while rest:
+    if (one := rest.pop()) not in found:
+      found.add(one)
+      rest += graph[one]
+  return found
+
+
+def test_no_room_imports_itself_through_others():
+  order = list(graphlib.TopologicalSorter(rooms()).static_order())
+  assert order[0] == 'core'
+
+
+def test_no_file_imports_itself_through_others():
+  graph = {module_of(path): imported(path) & MODULES for path in FILES}
+  # Facades name what is below them, and are imported by nobody for it.
+  for path in FILES:
+    if path.name == '__init__.py':
+      del graph[module_of(path)]
+  graph = {name: used & graph.keys() for name, used in graph.items()}
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize('name', FORBIDDEN)
+def test_rooms_keep_their_distance(name):
+  assert not below(rooms(), name) & FORBIDDEN[name]
+
+
+def test_nothing_in_the_package_imports_an_experiment():
+  for path in FILES:
+    assert not any(x.startswith('experiments') for x in imported(path)), path
+
+
+@pytest.mark.parametrize('path', FILES, ids=module_of)
 def test_the_package_reads_no_flags_and_needs_no_large_framework(path):
   names = imported(path)
   assert not any(name.startswith('absl') for name in names)
   # Where a user asks for what only they can do, and there alone.
-  allowed = {'prepared.py': 'tensorflow', 'checkpoints.py': 'torch'}
-  others = {'tensorflow', 'torch'} - {allowed.get(path.name)}
+  allowed = {
+    'nemo_jax.data.prepared': 'tensorflow',
+    'nemo_jax.models.weights.checkpoints': 'torch',
+  }
+  others = {'tensorflow', 'torch'} - {allowed.get(module_of(path))}
   assert not {name.split('.')[0] for name in names} & others
 
 
 def test_importing_the_package_imports_no_large_framework():
   code = (
-    'import sys, nemo_jax.workloads, nemo_jax.weights, nemo_jax.data; '
+    'import sys, nemo_jax.workloads, nemo_jax.models.weights, nemo_jax.data; '
     'sys.exit(bool({"tensorflow", "torch"} & set(sys.modules)))'
   )
   assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
@@ -96,7 +126,7 @@ def test_importing_an_experiment_leaves_jax_free_to_join_processes():
   assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
-def test_the_search_knows_no_species_workload_or_quantizer():
-  names = imported(ROOT / 'nemo_jax' / 'nemo.py')
-  for word in ('species.', 'workloads', 'quantization'):
-    assert not any(f'nemo_jax.{word}' in name for name in names)
+def test_the_search_names_no_species():
+  for path in (PACKAGE / 'search').glob('*.py'):
+    names = imported(path)
+    assert not any(x.startswith('nemo_jax.search.species') for x in names), path

@@ -11,7 +11,7 @@ import pytest
 from nemo_jax.search import nemo
 from tests import placement
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 

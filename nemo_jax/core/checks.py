@@ -4,6 +4,8 @@ Shapes and types are known while a function is traced. Values are not, so that
 what depends on them is checked only where `concrete` has them.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,13 @@ def concrete(value) -> np.ndarray | None:
   if isinstance(value, jax.core.Tracer):
     return None
   return np.asarray(value)
+
+
+def choice(name: str, value: str, choices: Iterable[str]) -> None:
+  """Raises `InputError` unless a value is one of the choices."""
+  known = list(choices)
+  if value not in known:
+    raise InputError(f'{name} is {value!r}; the choices are {", ".join(known)}')
 
 
 def whole(name: str, value, least: int = 1) -> int:

@@ -1,11 +1,13 @@
 """How much of a device's memory there is, and how many images fit."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import psutil
 
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import Array, InputError
 
 # Activations may take this share of a device's memory: compilers keep scratch
 # space beside them, and other arrays have to fit as well.
@@ -56,3 +58,23 @@ def images_at_once(
     if jax.default_backend() == 'cpu':
       budget = min(budget, CPU_BYTES)
   return max(1, int(budget / (SCRATCH * bytes_per_image * candidates)))
+
+
+def in_chunks(
+  apply: Callable[[Array], Array], images: Array, chunk: int
+) -> Array:
+  """What `apply` makes of images [B, ...], at most `chunk` of them at once.
+
+  The chunks are of one size, as even as can be; the last is filled up with
+  copies of the last image. There are two at least, for what does not depend on
+  the images, such as a quantized weight, is then computed once, before the
+  loop; XLA would else fuse it into every use.
+  """
+  count = len(images)
+  if count == 1:
+    return apply(images)
+  chunks = max(2, -(-count // chunk))
+  size = -(-count // chunks)
+  rows = jnp.minimum(jnp.arange(chunks * size), count - 1)
+  outputs = jax.lax.map(lambda r: apply(images[r]), rows.reshape(chunks, size))
+  return outputs.reshape(-1, *outputs.shape[2:])[:count]

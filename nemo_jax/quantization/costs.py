@@ -1,17 +1,18 @@
 """What a configuration of bit-widths costs: model size and bit-operations."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.core.types import Array, InputError
-from nemo_jax.quantization.numerics.fake_quant import MAX_BITS, check_bits
+from nemo_jax.core.types import Array
+from nemo_jax.quantization.numerics.widths import (
+  FLOAT_BITS,
+  MAX_BITS,
+  check_bits,
+)
 from nemo_jax.quantization.trace import analysis as analysis_lib
-from nemo_jax.search.problem import Estimate
 
-FLOAT_BITS = 32
 NAMES = ('size', 'bit_operations', 'bit_operations_larger')
 
 
@@ -121,57 +122,3 @@ def bit_operation_ratio(
   factor = {'product': pair.prod(axis=1), 'larger': pair.max(axis=1)}
   share = jnp.asarray(costs.macs / costs.macs.sum(), jnp.float32)
   return jnp.sum(share * factor[precision])
-
-
-def _merged(pairs: np.ndarray, costs: np.ndarray):
-  """The same with each pair once: costs [E, K, K, C] are added up."""
-  turned = pairs[:, 0] > pairs[:, 1]
-  costs = np.where(turned[:, None, None, None], np.swapaxes(costs, 1, 2), costs)
-  once, place = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
-  total = np.zeros((len(once), *costs.shape[1:]))
-  np.add.at(total, place.ravel(), costs)
-  return once.astype(np.int32), total
-
-
-def estimate(
-  costs: Costs,
-  sensitivities: np.ndarray,
-  widths: Sequence[int],
-  names: Sequence[str],
-) -> Estimate:
-  """What is known of configurations before one is evaluated, in float64.
-
-  Args:
-    costs: from `count`.
-    sensitivities: [N, K], what a quantizer adds to the loss at each width.
-    widths: K bit-widths.
-    names: C of NAMES.
-
-  Raises:
-    InputError: sensitivities have another shape, or are not finite.
-  """
-  loss, bits = np.asarray(sensitivities, np.float64), np.asarray(widths)
-  shape = len(costs.elements), len(bits)
-  if loss.shape != shape or not np.all(np.isfinite(loss)):
-    raise InputError(
-      f'sensitivities have shape {loss.shape}; quantizers and bit-widths make '
-      f'it {shape}, and all have to be finite'
-    )
-  stored = np.outer(costs.elements / (FLOAT_BITS * costs.parameters), bits)
-  work = costs.macs / costs.macs.sum() / FLOAT_BITS
-  joint = {
-    'size': np.zeros((len(bits), len(bits))),
-    'bit_operations': np.outer(bits, bits) / FLOAT_BITS,
-    'bit_operations_larger': np.maximum.outer(bits, bits),
-  }
-  node_costs = np.zeros((*shape, len(names)))
-  pair_costs = np.zeros((len(work), *[len(bits)] * 2, len(names)))
-  same = costs.operands[:, 0] == costs.operands[:, 1]
-  for i, name in enumerate(names):
-    node_costs[..., i] = stored if name == 'size' else 0
-    pair_costs[..., i] = work[:, None, None] * joint[name]
-    # What multiplies itself is no pair.
-    own = work[same, None] * np.diagonal(joint[name])
-    np.add.at(node_costs[..., i], costs.operands[same, 0], own)
-  pairs, joint_costs = _merged(costs.operands[~same], pair_costs[~same])
-  return Estimate(loss, node_costs, pairs, joint_costs)

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from nemo_jax.core.memory import in_chunks
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.numerics import fake_quant
-from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.trace import tracing
 from nemo_jax.quantization.trace.analysis import Site
-from nemo_jax.search.evaluate import in_chunks
 
 
 class _Values(NamedTuple):
@@ -68,7 +68,7 @@ def _around(quantized, variables, bank, images):
       value = value if step is None else value + step
       return value, steps.shifts.get(site)
 
-    logits = quantized.intercept(variables, images, visit)
+    logits = quantized.map_operands(variables, images, visit)
     return logits.astype(jnp.float32), seen
 
   _, shapes = jax.eval_shape(forward, _Values({}, {}))
@@ -92,17 +92,17 @@ def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
 
 
 def _check(quantized, variables, images, widths) -> None:
-  transform.num_classes(quantized)
+  transform.quantized.structure.num_classes()
   tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('sensitivities need at least one image')
   known = np.asarray(widths)
   if not np.issubdtype(known.dtype, np.integer) or not (
-    len(known) and known.min() >= fake_quant.MIN_BITS
+    len(known) and known.min() >= widths_lib.MIN_BITS
   ):
     raise InputError(
       f'widths are {list(widths)}; give one or more whole numbers from '
-      f'{fake_quant.MIN_BITS}'
+      f'{widths_lib.MIN_BITS}'
     )
 
 
@@ -306,12 +306,12 @@ def measured(
 
   run = jax.jit(
     lambda variables, images: in_chunks(
-      lambda part: quantized.intercept(variables, part), images, chunk
+      lambda part: quantized.map_operands(variables, part), images, chunk
     )
   )
   images = jnp.asarray(images)
   target = run(variables, images).astype(jnp.float32)
-  everywhere = jnp.full(count, calibrate.WIDTHS[-1] + 1)
+  everywhere = jnp.full(count, widths_lib.WIDTHS[-1] + 1)
   cells = [(i, k) for i in range(count) for k in range(len(widths))]
   table = jnp.zeros((count, len(widths)))
   for i, k in tqdm.tqdm(cells, desc='measured', unit='eval', disable=None):

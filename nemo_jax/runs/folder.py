@@ -29,27 +29,6 @@ from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.runs.checkpoints import discard_after, open_checkpoints, restore, save
 from nemo_jax.runs.metrics import append_metrics, read_metrics, rewind_metrics
 
-__all__ = [
-  'FRONT_VERSION',
-  'append_metrics',
-  'check_flags',
-  'check_folder',
-  'discard_after',
-  'evolve',
-  'finished',
-  'locked',
-  'open_checkpoints',
-  'read_front',
-  'read_metrics',
-  'restore',
-  'rewind_metrics',
-  'save',
-  'started',
-  'write_flags',
-  'write_front',
-]
-
-FRONT_VERSION = front_lib.VERSIONS[-1]
 # In flags.json, beside the flags: what the run read, by its digest.
 _READ = 'digests'
 
@@ -237,54 +216,6 @@ def evolve(
       append_metrics(workdir, metrics)
       save(checkpoints, generation, state, run)
     yield state, metrics
-
-
-def write_front(workdir: str | os.PathLike, front: dict[str, Any]) -> None:
-  """Writes front.json: `version`, `versions`, then what is given, sealed.
-
-  The schema, version 2. `workload`, `seed`, `evaluations`, `objective_names`,
-  `bit_widths`, `quantizers` (names, in the order of every `bits`), `points`:
-  each with `bits`, `objectives` in the order of their names, `test_accuracy`
-  and `species`; `sha256`, see `files.seal`, which version 1 lacks. `run`, if
-  there, is the digest of flags.json. Further keys may be added without a new
-  version.
-
-  Raises:
-    InputError: the operating system refuses, for a full disk for example.
-  """
-  versions = {
-    'nemo_jax': nemo_jax.__version__,
-    'jax': jax.__version__,
-    'python': platform.python_version(),
-  }
-  content = {'version': FRONT_VERSION, 'versions': versions} | front
-  content = json.loads(json.dumps(content, default=files.plain))
-  text = json.dumps(files.seal(content), indent=1) + '\n'
-  files.write_text(files.local(workdir) / 'front.json', text)
-
-
-def read_front(
-  workdir: str | os.PathLike, needed: Collection[str] = ()
-) -> dict[str, Any]:
-  """The content of front.json.
-
-  Args:
-    workdir: where it is.
-    needed: keys that have to be there, see `front.validate`.
-
-  Raises:
-    files.DamagedError: the content differs from what was written.
-    InputError: it is absent, or of a version that is not known.
-  """
-  path = files.local(workdir) / 'front.json'
-  front = files.read_json(path)
-  version = front.get('version')
-  if version not in front_lib.VERSIONS:
-    front_lib.validate(front, path)
-  sealed = version > 1 or 'sha256' in front
-  if sealed and not files.is_sealed(front):
-    raise files.DamagedError(f'{path} is damaged: its digest does not match')
-  return front_lib.validate(front, path, needed)
 
 
 def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization.numerics import fake_quant
 
 VERSIONS = (1, 2)
-_LOW, _HIGH = fake_quant.MIN_BITS, fake_quant.MAX_BITS
+_LOW, _HIGH = widths_lib.MIN_BITS, widths_lib.MAX_BITS
 
 
 class _Kind(NamedTuple):

@@ -4,15 +4,11 @@ Values are checked where they are known, shapes and types also while they are
 traced.
 """
 
-from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.core import checks, files
+from nemo_jax.core import checks
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search.problem import Problem
 
 
 def check_problem(problem: Problem) -> None:
@@ -20,7 +16,7 @@ def check_problem(problem: Problem) -> None:
 
   That is: one objective or more, each with a finite ideal below a finite
   reference; two choices or more at each node, of which one or more is allowed;
-  a graph and an estimate of so many nodes, choices and objectives.
+  a graph and a prior of so many nodes, choices and objectives.
   """
   allowed = checks.array('problem.allowed', problem.allowed, 'NK', 'bool')
   nodes, choices = allowed.shape
@@ -36,8 +32,8 @@ def check_problem(problem: Problem) -> None:
   _check_bounds(problem)
   if problem.graph is not None:
     _check_graph(problem.graph, nodes)
-  if problem.estimate is not None:
-    _check_estimate(problem.estimate, nodes, choices)
+  if problem.prior is not None:
+    _check_prior(problem.prior, nodes, choices)
 
 
 def _check_bounds(problem: Problem) -> None:
@@ -81,10 +77,10 @@ def _check_graph(graph, nodes: int) -> None:
   _check_places('problem.graph.receivers', receivers, nodes)
 
 
-def _check_estimate(estimate, nodes: int, choices: int) -> None:
-  pairs = checks.array('problem.estimate.pairs', estimate.pairs, 'Es', 'whole')
-  _check_places('problem.estimate.pairs', pairs, nodes)
-  costs = np.shape(estimate.costs)[-1] if np.ndim(estimate.costs) else 0
+def _check_prior(prior, nodes: int, choices: int) -> None:
+  pairs = checks.array('problem.prior.pairs', prior.pairs, 'Es', 'whole')
+  _check_places('problem.prior.pairs', pairs, nodes)
+  costs = np.shape(prior.costs)[-1] if np.ndim(prior.costs) else 0
   sizes = {'N': nodes, 'K': choices, 'L': choices, 'C': costs}
   sizes |= {'E': len(pairs), 's': 2}
   for name, axes in (
@@ -93,36 +89,6 @@ def _check_estimate(estimate, nodes: int, choices: int) -> None:
     ('pairs', 'Es'),
     ('pair_costs', 'EKLC'),
   ):
-    whole = f'problem.estimate.{name}'
-    value = checks.array(whole, getattr(estimate, name), axes, **sizes)
+    whole = f'problem.prior.{name}'
+    value = checks.array(whole, getattr(prior, name), axes, **sizes)
     _check_finite(whole, value)
-
-
-def fingerprint(problem: Problem) -> str | None:
-  """What a species is made for: a digest of graph, choices and estimate.
-
-  None while any of them is traced.
-  """
-  own = jax.tree.leaves((problem.graph, problem.allowed, problem.estimate))
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in own):
-    return None
-  # The same on the host and, in 32 bits, on a device.
-  return files.digest([_in_32_bits(np.asarray(x)) for x in own])
-
-
-def _in_32_bits(leaf: np.ndarray) -> np.ndarray:
-  if leaf.dtype == bool:
-    return leaf
-  whole = jnp.issubdtype(leaf.dtype, jnp.integer)
-  return leaf.astype(np.int32 if whole else np.float32)
-
-
-def check_species(problem: Problem, species: Sequence[Species]) -> None:
-  """Raises `InputError` where a species was made for another problem."""
-  own = fingerprint(problem)
-  for index, one in enumerate(species):
-    if own and one.made_for and own != one.made_for:
-      raise InputError(
-        f'species {index} was made for a problem with another graph, other '
-        'choices or another estimate; make it for this one'
-      )

@@ -1,10 +1,8 @@
-"""A whole population through `problem.evaluate`, and many images in chunks."""
+"""A whole population through `problem.evaluate`."""
 
 import functools
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -66,23 +64,3 @@ def evaluate(
     check_vma=False,
   )
   return whole(spread(problem.data, whole(choices)[rows]))[:count]
-
-
-def in_chunks(
-  apply: Callable[[Array], Array], images: Array, chunk: int
-) -> Array:
-  """What `apply` makes of images [B, ...], at most `chunk` of them at once.
-
-  The chunks are of one size, as even as can be; the last is filled up with
-  copies of the last image. There are two at least, for what does not depend on
-  the images, such as a quantized weight, is then computed once, before the
-  loop; XLA would else fuse it into every use.
-  """
-  count = len(images)
-  if count == 1:
-    return apply(images)
-  chunks = max(2, -(-count // chunk))
-  size = -(-count // chunks)
-  rows = jnp.minimum(jnp.arange(chunks * size), count - 1)
-  outputs = jax.lax.map(lambda r: apply(images[r]), rows.reshape(chunks, size))
-  return outputs.reshape(-1, *outputs.shape[2:])[:count]

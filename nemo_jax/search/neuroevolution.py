@@ -15,9 +15,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax import flatten_util
 
 from nemo_jax.core.types import Array, InputError, PyTree
-from nemo_jax.search import contract, variation
-from nemo_jax.search import policies as networks
-from nemo_jax.search import proposals as blocks
+from nemo_jax.search import blocks, policies, variation
 from nemo_jax.search.problem import Feedback, Problem, Species
 from nemo_jax.search.ssne import SSNE
 
@@ -144,7 +142,6 @@ class Policy(NamedTuple):
 
   start: Callable[[Array], PyTree]  # (key) -> weights, at random
   choose: Callable[[PyTree], Array]  # weights -> choices [N] int32
-  made_for: str | None = None  # see `Species`
 
 
 def _blank(policy: Policy) -> PyTree:
@@ -165,7 +162,7 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
     problem: what is searched; its graph is what the network reads.
     network: a module from a graph to logits [N, K].
   """
-  graph = networks.undirected(jax.device_get(problem.graph))
+  graph = policies.undirected(jax.device_get(problem.graph))
 
   def choose(weights):
     logits = network.apply(weights, graph)
@@ -173,7 +170,7 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
   start = lambda key: network.init(key, graph)
-  return Policy(start, choose, contract.fingerprint(problem))
+  return Policy(start, choose)
 
 
 def make(
@@ -216,7 +213,7 @@ def make(
     return State(asked[:population_size], asked, inner, places)
 
   def ask(key, state):
-    wanted = blocks.wanted(state.places)
+    wanted = blocks.num_proposals(state.places)
     # Of other algorithms all children are made, which takes less than to see
     # what they decide.
     lazy = {'wanted': wanted} if isinstance(evolver, SSNE) else {}
@@ -232,4 +229,4 @@ def make(
     told = tell_one(evolver, key, state, feedback, params)
     return told._replace(places=jnp.sum(feedback.own, dtype=jnp.int32))
 
-  return Species(init, ask, tell, made_for=policy.made_for)
+  return Species(init, ask, tell)

@@ -3,7 +3,7 @@
 With a price on every cost the best configuration is found node by node, or pair
 by pair where a cost is a product of two choices: Lagrangian relaxation of the
 multiple-choice knapsack (Everett 1963), as MPQCO (arXiv 2110.06554) and HAWQ-V3
-solve for bit-widths. All prices together give the convex front of the estimate.
+solve for bit-widths. All prices together give the convex front of the prior.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.search.problem import Estimate, Problem
+from nemo_jax.search.problem import Prior, Problem
 
 # Messages go no further than this: enough for trees that are as far across.
 MOST_ROUNDS = 8
@@ -24,11 +24,11 @@ _FORBIDDEN = 1e12
 
 
 def is_known(problem: Problem) -> bool:
-  """Whether there is an estimate, with a cost to put a price on."""
-  return problem.estimate is not None and problem.estimate.costs.shape[-1] > 0
+  """Whether there is an prior, with a cost to put a price on."""
+  return problem.prior is not None and problem.prior.costs.shape[-1] > 0
 
 
-def of(problem: Problem) -> Estimate:
+def of(problem: Problem) -> Prior:
   """The estimate of a problem.
 
   Raises:
@@ -39,25 +39,25 @@ def of(problem: Problem) -> Estimate:
       'this needs an estimate of what each choice loses, and a cost among the '
       'objectives; give make_problem sensitivities'
     )
-  return problem.estimate
+  return problem.prior
 
 
-def totals(estimate: Estimate, choices: Array) -> Array:
-  """float32[1 + C]: loss and costs of a configuration [N], by the estimate."""
-  estimate = jax.tree.map(jnp.asarray, estimate)
+def totals(prior: Prior, choices: Array) -> Array:
+  """float32[1 + C]: loss and costs of a configuration [N], by the prior."""
+  prior = jax.tree.map(jnp.asarray, prior)
   nodes = jnp.arange(choices.shape[0])
-  left, right = choices[estimate.pairs.T]
-  pairs = jnp.arange(estimate.pairs.shape[0])
-  costs = jnp.sum(estimate.costs[nodes, choices], axis=0)
-  costs += jnp.sum(estimate.pair_costs[pairs, left, right], axis=0)
-  loss = jnp.sum(estimate.loss[nodes, choices])
+  left, right = choices[prior.pairs.T]
+  pairs = jnp.arange(prior.pairs.shape[0])
+  costs = jnp.sum(prior.costs[nodes, choices], axis=0)
+  costs += jnp.sum(prior.pair_costs[pairs, left, right], axis=0)
+  loss = jnp.sum(prior.loss[nodes, choices])
   return jnp.concatenate([loss[None], costs])
 
 
-def spans(estimate: Estimate) -> np.ndarray:
+def spans(prior: Prior) -> np.ndarray:
   """float64[C]: about what each cost differs by over all configurations."""
-  nodes = np.asarray(estimate.costs, np.float64)
-  pairs = np.asarray(estimate.pair_costs, np.float64)
+  nodes = np.asarray(prior.costs, np.float64)
+  pairs = np.asarray(prior.pair_costs, np.float64)
   span = np.ptp(nodes, axis=1).sum(axis=0)
   span += (pairs.max(axis=(1, 2)) - pairs.min(axis=(1, 2))).sum(axis=0)
   return np.where(span > 0, span, 1)
@@ -83,23 +83,23 @@ def gain(cost: np.ndarray, loss: np.ndarray, a: int, b: int) -> float:
   return (loss[a] - loss[b]) / (cost[b] - cost[a])
 
 
-def exchange_rates(estimate: Estimate) -> np.ndarray:
+def exchange_rates(prior: Prior) -> np.ndarray:
   """float32[T]: loss for cost of all steps that are worth taking, sorted.
 
   They are those along the convex hull of each node's choices: about the prices
   at which something changes. Costs are in units of `spans`, and averaged; a
   partner in a pair is taken at the mean of its choices.
   """
-  span = spans(estimate)
-  costs = np.asarray(estimate.costs, np.float64).copy()
-  pair_costs = np.asarray(estimate.pair_costs, np.float64)
+  span = spans(prior)
+  costs = np.asarray(prior.costs, np.float64).copy()
+  pair_costs = np.asarray(prior.pair_costs, np.float64)
   for side, axis in ((0, 2), (1, 1)):
-    nodes = np.asarray(estimate.pairs)[:, side]
+    nodes = np.asarray(prior.pairs)[:, side]
     np.add.at(costs, nodes, pair_costs.mean(axis=axis))
   rates = []
   for cost, loss in zip(
     (costs / span).mean(axis=-1),
-    np.asarray(estimate.loss, np.float64),
+    np.asarray(prior.loss, np.float64),
     strict=True,
   ):
     steps = itertools.pairwise(hull(cost, loss))
@@ -107,9 +107,9 @@ def exchange_rates(estimate: Estimate) -> np.ndarray:
   return np.sort(rates or [1.0]).astype(np.float32)
 
 
-def rounds(estimate: Estimate) -> int:
+def rounds(prior: Prior) -> int:
   """How often nodes have to hear from each other in `cheapest`."""
-  count, pairs = len(estimate.loss), np.asarray(estimate.pairs)
+  count, pairs = len(prior.loss), np.asarray(prior.pairs)
   if not len(pairs):
     return 0
   links = scipy.sparse.coo_matrix(
@@ -122,7 +122,7 @@ def rounds(estimate: Estimate) -> int:
 
 
 def cheapest(
-  estimate: Estimate, allowed: Array, prices: Array, factors: Array, hops: int
+  prior: Prior, allowed: Array, prices: Array, factors: Array, hops: int
 ) -> Array:
   """int32[N]: the least of factors x loss + prices x costs, over all choices.
 
@@ -131,18 +131,18 @@ def cheapest(
   meets do; elsewhere it is an approximation.
 
   Args:
-    estimate: of the problem.
+    prior: of the problem.
     allowed: bool[N, K].
     prices: float32[C].
     factors: float32[N] or [N, K], of the losses at each node.
     hops: rounds of messages, from `rounds`.
   """
-  estimate = jax.tree.map(jnp.asarray, estimate)
-  own = factors.reshape(len(factors), -1) * estimate.loss
-  own += estimate.costs @ prices
+  prior = jax.tree.map(jnp.asarray, prior)
+  own = factors.reshape(len(factors), -1) * prior.loss
+  own += prior.costs @ prices
   own = jnp.where(allowed, own, _FORBIDDEN)
-  left, right = estimate.pairs.T
-  joint = estimate.pair_costs @ prices  # [E, K, K]
+  left, right = prior.pairs.T
+  joint = prior.pair_costs @ prices  # [E, K, K]
   silent = jnp.zeros(joint.shape[:2])
 
   def belief(messages):
@@ -216,7 +216,7 @@ def market(problem: Problem) -> Market:
 
 
 def front(key: Array, problem: Problem, count: int) -> Array:
-  """int32[count, N]: what is cheapest by the estimate, at prices at random.
+  """int32[count, N]: what is cheapest by the prior, at prices at random.
 
   Raises:
     InputError: as for `of`.

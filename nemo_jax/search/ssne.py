@@ -14,8 +14,7 @@ from evosax.algorithms.population_based import base
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from flax import struct
 
-from nemo_jax.search import proposals as blocks
-from nemo_jax.search import variation
+from nemo_jax.search import blocks, variation
 
 
 @struct.dataclass

@@ -1,8 +1,8 @@
-"""What an evaluation would show, foretold from those that were made.
+"""Gaussian-process surrogate of the first objective.
 
-A Gaussian process whose mean is the problem's estimate: the first objective is
-taken to be the sum of the estimated losses, each with an unknown factor, up to
-a smooth function of that sum. The other objectives are known exactly, so that
+Its mean is the problem's prior: the first objective is taken to be the sum of
+the estimated losses, each with an unknown factor, up to a smooth function of
+that sum. The other objectives are known exactly, so that
 the expected gain in hypervolume (Emmerich 2005) is a mean, over costs, of
 expected improvements (Jones et al. 1998) of the first one. All proposals count
 as equally uncertain: how much each is by the posterior takes most of the time
@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nemo_jax import pareto
 from nemo_jax.core.types import Array
-from nemo_jax.search.problem import Population, Problem
+from nemo_jax.search.problem import Population, Problem, Surrogate
+from nemo_jax.search.screening import ROUNDS
 
 # Added to the first objective, in units of its bounds, before the logarithm.
 FLOOR = 1e-3
@@ -27,9 +29,7 @@ NODE, CHOICE = 0.5, 0.5  # of a factor: the part of the node, of its choice
 NOISE = 0.05  # of what is left
 MEMORY = 256  # evaluations that are learned from
 POINTS = 1024  # at which costs the front is looked at
-ROUNDS = 64  # of choosing, at most
 MEASURED = 32  # proposals whose gain is measured at once
-PROPOSALS = 1024  # to choose from, or half as many more as there are places
 
 
 # What accelerators round to fewer bits would leave a Gram matrix indefinite.
@@ -53,18 +53,9 @@ class Features(NamedTuple):
   choice: Array  # [n, N x K], the same at the choices that were taken
 
 
-def applies(problem: Problem) -> bool:
-  """Whether there is something to foretell the objectives of a problem from.
-
-  That is an estimate, whose sums should be near the first objective but for a
-  factor, and costs that are known exactly.
-  """
-  return problem.estimate is not None and problem.costs is not None
-
-
 def _shares(problem: Problem, choices: Array) -> tuple[Array, Array]:
   """Level [n] and shares [n, N] of `Features`."""
-  loss = jnp.asarray(problem.estimate.loss)
+  loss = jnp.asarray(problem.prior.loss)
   unit = problem.reference[0] - problem.ideal[0]
   parts = jnp.maximum(_look_up(loss, choices) / unit, 0)
   total = jnp.sum(parts, axis=1, keepdims=True) + FLOOR
@@ -120,7 +111,7 @@ def learn(problem: Problem, seen: Population) -> Learned:
   """From what was evaluated.
 
   Args:
-    problem: with an estimate.
+    problem: with a prior.
     seen: [H, ...]; empty rows are passed over.
   """
   known = jnp.all(jnp.isfinite(seen.objectives), axis=-1)
@@ -170,7 +161,7 @@ def expect(problem: Problem, belief: Belief, choices: Array) -> Array:
   """float32[n]: log(first objective + FLOOR), in its bounds, by the mean.
 
   Args:
-    problem: with an estimate.
+    problem: with a prior.
     belief: from `believe`.
     choices: [n, N].
   """
@@ -190,7 +181,7 @@ def draw_factors(
 
   Args:
     key: random key.
-    problem: with an estimate.
+    problem: with a prior.
     learned: from `learn`.
     count: of the draws.
   """
@@ -234,7 +225,7 @@ def _points(key: Array, count: int, dimensions: int) -> Array:
   return (shift + jnp.arange(count)[:, None] * steps) % 1
 
 
-def turns(
+def rounds(
   key: Array,
   problem: Problem,
   belief: Belief,
@@ -244,15 +235,15 @@ def turns(
   places: Array,
   count: int,
 ) -> Array:
-  """float32[R]: when each proposal is chosen; +inf where it is not.
+  """float32[R]: pick order by expected hypervolume improvement; +inf if not.
 
-  They are chosen by the gain in hypervolume to be expected, each as if those
-  before it were on the front already, and no more of a species than it has
-  places. More than ROUNDS are chosen a few at once, and may exceed by so many.
+  Each is picked as if those before it were on the front already, and no more of
+  a species than it has places. More than ROUNDS are picked a few at once, and
+  may exceed by so many. See `problem.Select`.
 
   Args:
     key: random key.
-    problem: to which this `applies`.
+    problem: with a prior and known objectives.
     belief: by which the first objective is expected.
     archive: the front.
     proposals: int32[R, N].
@@ -261,7 +252,7 @@ def turns(
     count: how many are chosen at most.
   """
   ideal, span = problem.ideal, problem.reference - problem.ideal
-  costs = jax.vmap(problem.costs)(proposals)
+  costs = jax.vmap(problem.known_objectives)(proposals)
   points = ideal[1:] + span[1:] * _points(key, POINTS, costs.shape[1])
   within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
   # What is attained within the costs of each point; [T].
@@ -309,3 +300,52 @@ def turns(
   steps = jnp.arange(-(-count // at_once), dtype=jnp.float32)
   (_, _, turn, _), _ = jax.lax.scan(choose, start, steps)
   return turn
+
+
+def _empty(problem: Problem) -> Population:
+  nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]
+  return pareto.empty_population(MEMORY, nodes, objectives)
+
+
+class State(NamedTuple):
+  """The last evaluations, and the mean of what they say of others."""
+
+  seen: Population  # [H, ...]
+  belief: Belief
+
+
+def make(problem: Problem, screens: bool = True) -> Surrogate | None:
+  """The surrogate of a problem with a prior; None without one.
+
+  It picks proposals only where all objectives but the first are known. What
+  species are told is a `Learned`.
+
+  Args:
+    problem: what is searched.
+    screens: whether it picks proposals at all; else it only learns.
+  """
+  if problem.prior is None:
+    return None
+
+  def init():
+    return State(_empty(problem), nothing(problem))
+
+  def update(key, state, evaluated):
+    seen = remember(key, state.seen, evaluated)
+    learned = learn(problem, seen)
+    return State(seen, believe(learned)), learned
+
+  def select(key, state, archive, proposals, proposer, places, count):
+    return rounds(
+      key,
+      problem,
+      state.belief,
+      archive,
+      proposals,
+      proposer,
+      places,
+      count,
+    )
+
+  picks = screens and problem.known_objectives is not None
+  return Surrogate(init, update, select if picks else None)

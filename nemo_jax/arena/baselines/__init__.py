@@ -1,31 +1,25 @@
-"""Methods that NEMO is measured against: one file a rival, found by its name.
+"""Baselines that NEMO is measured against: one file each, found by its name.
 
-A rival is a function `search(key, problem, evaluations, score)`. It has so many
-evaluations, and gets objectives [n, M] of configurations [n, N] from `score`,
-which counts them and keeps what is worth keeping; it returns nothing. A file
-says with `INFORMED` whether it reads the problem's estimate, which costs
-evaluations too.
+A baseline file defines `BASELINE`, a `Baseline`. The name of the file is the
+name a user types; a path that ends in `.py` names one of the user's own.
 """
 
-import importlib
-import pkgutil
+import sys
 
-from nemo_jax.core.types import InputError
+from nemo_jax.arena.baseline import Baseline
+from nemo_jax.core import plugins
 
 
 def names() -> list[str]:
-  """The names of all rivals."""
-  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+  """The names of all baselines."""
+  return plugins.names(sys.modules[__name__])
 
 
-def find(name: str):
-  """The module of a rival, with `search` and `INFORMED`.
+def find(name: str) -> Baseline:
+  """The baseline of that name.
 
   Raises:
     InputError: the name is unknown.
   """
-  if name not in names():
-    raise InputError(
-      f'unknown rival {name!r}; the choices are {", ".join(names())}'
-    )
-  return importlib.import_module(f'{__name__}.{name}')
+  here = sys.modules[__name__]
+  return plugins.find(here, 'baseline', name, ['BASELINE']).BASELINE

@@ -10,16 +10,16 @@ import itertools
 import jax
 import numpy as np
 
-from nemo_jax.search import prior as estimate_lib
+from nemo_jax.arena.baseline import Baseline
+from nemo_jax.search import prior as prior_lib
 
 # It reads what configurations cost, which is known, and not what they lose.
-INFORMED = False
 
 
 def _cost_of(problem, shares):
   """The function row [N] -> its costs in units of their spans, by shares."""
-  known = estimate_lib.of(problem)
-  prices = shares / estimate_lib.spans(known)
+  known = prior_lib.of(problem)
+  prices = shares / prior_lib.spans(known)
   own, joint = np.asarray(known.costs) @ prices, known.pair_costs @ prices
   left, right = np.asarray(known.pairs).T
   nodes, pairs = np.arange(len(own)), np.arange(len(left))
@@ -59,7 +59,7 @@ def search(
     key: random key.
     problem: what is searched; it has an estimate, for the costs in it.
     evaluations: how many it has.
-    score: see `nemo_jax.baselines`.
+    score: see `baseline.Search`.
     offspring: lambda.
     generations: of one budget.
   """
@@ -69,7 +69,7 @@ def search(
   above = allowed.shape[1] - 1 - _nearest_below(allowed[:, ::-1])[:, ::-1]
   narrow = np.argmax(allowed, axis=1)
   wide = allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1)
-  priced = estimate_lib.of(problem).costs.shape[-1]
+  priced = prior_lib.of(problem).costs.shape[-1]
   while evaluations > 0:
     cost = _cost_of(problem, draw.dirichlet(np.ones(priced)))
     least, most = cost(narrow), cost(wide)
@@ -87,3 +87,6 @@ def search(
       evaluations -= count
       if best is None or losses.min() <= best:
         parent, best = children[losses.argmin()], losses.min()
+
+
+BASELINE = Baseline(search)

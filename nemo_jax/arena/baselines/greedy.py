@@ -8,14 +8,13 @@ from the widest configuration; each stage is a point of its front.
 import jax
 import numpy as np
 
-from nemo_jax.search import prior as estimate_lib
-
-INFORMED = True
+from nemo_jax.arena.baseline import Baseline
+from nemo_jax.search import prior as prior_lib
 
 
 def stages(problem) -> np.ndarray:
   """int32[S, N]: every configuration on the way, from dear to cheap."""
-  known = estimate_lib.of(problem)
+  known = prior_lib.of(problem)
   nodes, choices = problem.allowed.shape
   allowed = np.asarray(problem.allowed)
   loss = np.asarray(known.loss)
@@ -41,3 +40,6 @@ def search(key, problem, evaluations, score) -> None:
   rows = stages(problem)
   order = jax.random.permutation(key, len(rows))[:evaluations]
   score(rows[np.asarray(order)])
+
+
+BASELINE = Baseline(search, needs_prior=True)

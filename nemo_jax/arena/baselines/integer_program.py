@@ -8,10 +8,10 @@ configuration by them that the budget allows.
 import jax
 import numpy as np
 
-from nemo_jax.arena.baselines import mckp
-from nemo_jax.search import prior as estimate_lib
+from nemo_jax.arena.baseline import Baseline
+from nemo_jax.search import knapsack
+from nemo_jax.search import prior as prior_lib
 
-INFORMED = True
 # Budgets that are drawn for an evaluation, at most.
 TRIES = 3
 
@@ -26,21 +26,24 @@ def search(key, problem, evaluations, score, gap: float = 1e-3) -> None:
     key: random key.
     problem: what is searched; it has an estimate.
     evaluations: how many it has.
-    score: see `nemo_jax.baselines`.
+    score: see `baseline.Search`.
     gap: relative to the optimum, at which a program ends.
   """
-  known = estimate_lib.of(problem)
-  found = mckp.groups(known, problem.allowed)
+  known = prior_lib.of(problem)
+  found = knapsack.groups(known, problem.allowed)
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  targets = np.asarray(estimate_lib.front(key, problem, TRIES * evaluations))
+  targets = np.asarray(prior_lib.front(key, problem, TRIES * evaluations))
   rows = {}
   for target in targets:
-    budget = np.asarray(estimate_lib.totals(known, target))[1:]
+    budget = np.asarray(prior_lib.totals(known, target))[1:]
     # Somewhere between the points that prices reach.
     budget = budget * draw.uniform(1.0, 1.1, len(budget))
-    row = mckp.optimum(found, len(target), budget, gap)
+    row = knapsack.optimum(found, len(target), budget, gap)
     # Nothing is paid for twice.
     rows.setdefault(row.tobytes(), row)
     if len(rows) == evaluations:
       break
   score(np.stack(list(rows.values())))
+
+
+BASELINE = Baseline(search, needs_prior=True)

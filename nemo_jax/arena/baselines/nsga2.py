@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax import pareto
+from nemo_jax.arena.baseline import Baseline
 from nemo_jax.search import variation
-
-INFORMED = False
-
 
 # Children made for each one that is evaluated, of which new ones go first.
 BROODS = 8
@@ -71,7 +69,7 @@ def search(
     key: random key.
     problem: what is searched.
     evaluations: how many it has.
-    score: see `nemo_jax.baselines`.
+    score: see `baseline.Search`.
     population: configurations that live on.
     etas: distribution indices of crossover and mutation; with NSGA-II's usual
       20 a mutation would rarely reach another whole number.
@@ -93,3 +91,6 @@ def search(
     done += count
     kept = _survivors(values)[:population]
     parents, objectives = pool[kept], values[kept]
+
+
+BASELINE = Baseline(search)

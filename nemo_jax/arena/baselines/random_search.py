@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-INFORMED = False
+from nemo_jax.arena.baseline import Baseline
 
 
 def search(key, problem, evaluations, score) -> None:
@@ -11,3 +11,6 @@ def search(key, problem, evaluations, score) -> None:
   logits = jnp.where(problem.allowed, 0.0, -jnp.inf)
   shape = evaluations, logits.shape[0]
   score(jax.random.categorical(key, logits, shape=shape))
+
+
+BASELINE = Baseline(search)

@@ -2,9 +2,8 @@
 
 import numpy as np
 
+from nemo_jax.arena.baseline import Baseline
 from nemo_jax.search import variation
-
-INFORMED = False
 
 
 def search(key, problem, evaluations, score) -> None:
@@ -14,3 +13,6 @@ def search(key, problem, evaluations, score) -> None:
   rows = np.tile(np.arange(choices)[:, None], (1, nodes))
   rows = variation.nearest_allowed(rows, problem.allowed)
   score(np.unique(rows, axis=0)[:evaluations])
+
+
+BASELINE = Baseline(search)

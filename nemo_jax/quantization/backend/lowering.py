@@ -22,8 +22,6 @@ import jax.numpy as jnp
 from nemo_jax.core.types import Array
 from nemo_jax.quantization.trace import program as program_lib
 
-# Codes of so many bits, less their zero point, are exact in bfloat16.
-NARROW_BITS = 8
 # Images NHWC, kernels HWIO, outputs NHWC, which is Flax's layout.
 _LAYOUT = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # A convolution for each of more groups would swell the program.

@@ -10,16 +10,14 @@ import numpy as np
 
 from nemo_jax.core import files
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.numerics import ranges as ranges_lib
+from nemo_jax.quantization.numerics.widths import CODED, WIDTHS
 from nemo_jax.quantization.trace.analysis import Site
-
-# Widths that there are codes for; wider ones are rounded when needed.
-WIDTHS = tuple(range(2, 9))
 
 
 class _Columns(NamedTuple):
-  ranges: tuple[calibrate.Range, ...]  # one a quantizer
-  # Of weights, [K, ...] int8, less the zero point: a row for each of WIDTHS.
+  ranges: tuple[ranges_lib.Range, ...]  # one a quantizer
+  # Of weights, [K, ...] int8, less the zero point: a row for each of CODED.
   codes: dict[Site, Array]
   # [K, ...] float32, added to the product of a weight; laid out as its scale.
   shifts: dict[Site, Array]
@@ -73,19 +71,19 @@ def _check(name: str, array: np.ndarray, dtype, rows: int | None) -> None:
     raise InputError(f'{name} holds values that are not finite')
 
 
-def _range(index: int, columns: dict[str, np.ndarray]) -> calibrate.Range:
+def _range(index: int, columns: dict[str, np.ndarray]) -> ranges_lib.Range:
   """Takes the range of a quantizer from the columns."""
   found = {}
-  for field in calibrate.Range._fields:
+  for field in ranges_lib.Range._fields:
     name = f'ranges/{index}/{field}'
     if name not in columns:
       raise InputError(f'there is no {name}')
     found[field] = columns.pop(name)
-    _check(name, found[field], np.float32, len(calibrate.WIDTHS))
-  table = calibrate.Range(**found)
+    _check(name, found[field], np.float32, len(WIDTHS))
+  table = ranges_lib.Range(**found)
   if table.scale.shape != table.zero_point.shape or not np.all(table.scale > 0):
     raise InputError(f'ranges/{index} has scales that are not positive')
-  return calibrate.Range(*map(jnp.asarray, table))
+  return ranges_lib.Range(*map(jnp.asarray, table))
 
 
 def _site(name: str, text: str) -> Site:
@@ -104,14 +102,14 @@ def from_columns(columns: Mapping[str, np.ndarray]) -> Bank:
   rest, ranges, fields = dict(columns), [], {field: {} for field in _BY_SITE}
   # There is a range for every index up to the first that has none.
   while any(
-    f'ranges/{len(ranges)}/{f}' in rest for f in calibrate.Range._fields
+    f'ranges/{len(ranges)}/{f}' in rest for f in ranges_lib.Range._fields
   ):
     ranges.append(_range(len(ranges), rest))
   for name, array in rest.items():
     field, _, text = name.partition('/')
     if field not in fields:
       raise InputError(f'{name} is no column of a bank of {len(ranges)} ranges')
-    rows = None if field == 'equalizers' else len(WIDTHS)
+    rows = None if field == 'equalizers' else len(CODED)
     _check(name, array, _BY_SITE[field], rows)
     fields[field][_site(name, text)] = jnp.asarray(array)
   return Bank(tuple(ranges), **fields)

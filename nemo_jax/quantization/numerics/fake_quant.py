@@ -4,43 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from nemo_jax.core.types import Array, InputError
-
-# Beyond this a quantizer is the identity: float32 holds 24 bits, and ranges
-# are calibrated for these widths.
-MIN_BITS = 2
-MAX_BITS = 16
-
-
-def check_bits(bits: Array, count: int) -> Array:
-  """int32[N]: the bits of a configuration.
-
-  More than 16 bits leave a tensor in float.
-
-  Raises:
-    InputError: they are not whole numbers, not one a quantizer, or, where they
-      are known while tracing, fewer than 2.
-  """
-  if not isinstance(bits, jax.core.Tracer):
-    bits = np.asarray(bits)
-  if not jnp.issubdtype(bits.dtype, jnp.integer):
-    raise InputError(f'bits are of type {bits.dtype}; give whole numbers')
-  if bits.shape != (count,):
-    raise InputError(
-      f'bits has shape {bits.shape}; there are {count} quantizers'
-    )
-  if isinstance(bits, jax.core.Tracer):
-    return bits.astype(jnp.int32)
-  if np.any(bits < MIN_BITS):
-    place = int(np.argmax(bits < MIN_BITS))
-    raise InputError(
-      f'quantizer {place} has {bits[place]} bits; they go from {MIN_BITS}, and '
-      f'over {MAX_BITS} leave a tensor in float'
-    )
-  # One more than any width stands for all wider ones.
-  return jnp.asarray(np.minimum(bits, MAX_BITS + 1), jnp.int32)
+from nemo_jax.core.types import Array
+from nemo_jax.quantization.numerics.widths import MAX_BITS, MIN_BITS
 
 
 class Grid(NamedTuple):

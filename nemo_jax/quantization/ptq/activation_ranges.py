@@ -9,9 +9,9 @@ import tqdm
 
 from nemo_jax.core.types import Array, PyTree
 from nemo_jax.quantization import transform
-from nemo_jax.quantization.numerics import bank as bank_lib
 from nemo_jax.quantization.numerics import fake_quant
-from nemo_jax.quantization.numerics import ranges as calibrate
+from nemo_jax.quantization.numerics import ranges as ranges_lib
+from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.ptq.layers import Layer, Moments, watch
 from nemo_jax.quantization.trace.analysis import Site
 
@@ -48,7 +48,7 @@ def find(
   *,
   by_output: bool,
   chunk: int,
-) -> dict[int, calibrate.Range]:
+) -> dict[int, ranges_lib.Range]:
   """Least-squares ranges of activations, by quantizer.
 
   The squared error of a value counts alike, or as much as the weights that it
@@ -90,14 +90,14 @@ def find(
     value = equalized(layer, value).astype(jnp.float32)
     weights = [None, importance[layer.weight]] if by_output else [None]
     return jnp.stack(
-      [calibrate.histogram(value, *limits[layer.weight], w) for w in weights]
+      [ranges_lib.histogram(value, *limits[layer.weight], w) for w in weights]
     )
 
   see = functools.partial(watch, quantized, variables)
   counts = see(images, layers, count, jnp.add, chunk, 'histograms')
   tables = {}
   search = jax.jit(
-    jax.vmap(calibrate.activation_range, in_axes=(None, None, 0))
+    jax.vmap(ranges_lib.activation_range, in_axes=(None, None, 0))
   )
   for quantizer, group in tqdm.tqdm(
     consumers.items(), desc='ranges', unit='tensor', disable=None
@@ -107,7 +107,7 @@ def find(
   if not by_output:
     return {q: jax.tree.map(lambda x: x[0], t) for q, t in tables.items()}
 
-  widths = jnp.asarray(bank_lib.WIDTHS)
+  widths = jnp.asarray(widths_lib.CODED)
 
   def errors(layer, value):
     """[2, K]: squared error of the layer's output, by table and width."""
@@ -130,7 +130,7 @@ def find(
   chosen = {}
   for quantizer, group in consumers.items():
     total = np.asarray(sum(found[layer.weight] for layer in group))
-    rows = np.zeros(len(calibrate.WIDTHS), int)
+    rows = np.zeros(len(widths_lib.WIDTHS), int)
     rows[: len(widths)] = np.argmin(total, axis=0)
     index = np.arange(len(rows))
     chosen[quantizer] = jax.tree.map(

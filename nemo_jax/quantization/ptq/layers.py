@@ -205,7 +205,7 @@ def watch(quantized, variables, images, layers, look, add, chunk, title):
         seen[layer.weight] = look(layer, value)
       return value, None
 
-    quantized.intercept(variables, part, visit)
+    quantized.map_operands(variables, part, visit)
     return seen
 
   join = lambda a, b: {site: add(a[site], b[site]) for site in a}

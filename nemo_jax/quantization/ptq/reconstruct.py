@@ -15,10 +15,10 @@ import tqdm
 
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization import transform
-from nemo_jax.quantization.numerics import ranges as calibrate
-from nemo_jax.quantization.numerics.bank import WIDTHS, Bank
-from nemo_jax.quantization.ptq import activation_ranges as input_ranges
-from nemo_jax.quantization.ptq import equalize
+from nemo_jax.quantization.numerics import ranges as ranges_lib
+from nemo_jax.quantization.numerics.bank import Bank
+from nemo_jax.quantization.numerics.widths import CODED as WIDTHS
+from nemo_jax.quantization.ptq import activation_ranges, equalize
 from nemo_jax.quantization.ptq import layers as layers_lib
 from nemo_jax.quantization.trace import tracing
 
@@ -228,10 +228,12 @@ def reconstruct(
   by_output = 'activations' in steps
   consumers = {
     quantizer: group
-    for quantizer, group in input_ranges.by_quantizer(quantized, layers).items()
+    for quantizer, group in activation_ranges.by_quantizer(
+      quantized, layers
+    ).items()
     if by_output or group[0] in free
   }
-  found = input_ranges.find(
+  found = activation_ranges.find(
     quantized,
     variables,
     images,
@@ -253,7 +255,7 @@ def reconstruct(
     if 'scales' in steps or layer in free:
       power = jnp.diagonal(seen.square, axis1=1, axis2=2) / seen.count
       power = jnp.broadcast_to(power[..., None], matrices[site].shape)
-      ranges[site.quantizer] = calibrate.weight_range(
+      ranges[site.quantizer] = ranges_lib.weight_range(
         layer.as_weight(matrices[site]),
         quantizers[site.quantizer].channel_axes,
         power=layer.as_weight(power) if 'scales' in steps else 1.0,

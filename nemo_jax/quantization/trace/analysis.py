@@ -224,7 +224,7 @@ def analyze(
   program: program_lib.Program,
   leaf_names: Sequence[str],
   batch: int,
-  also: Sequence[str] = (),
+  extra_ops: Sequence[str] = (),
 ) -> Analysis:
   """The quantizers of a program and the operations that consume them.
 
@@ -241,8 +241,8 @@ def analyze(
       dead code.
     leaf_names: names of the variables' leaves, the first inputs.
     batch: number of images, which counts per image are divided by.
-    also: of OPTIONAL_KINDS; operations beside matrix products whose operands
-      are quantized too.
+    extra_ops: of OPTIONAL_KINDS; operations beside matrix products whose
+      operands are quantized too.
 
   Raises:
     InputError: a product of the images is one of complex numbers, or has a
@@ -254,7 +254,7 @@ def analyze(
     Variable(name, math.prod(program.avals[slot].shape))
     for name, slot in zip(leaf_names, program.inputs[:-1], strict=True)
   ]
-  values, consumers, fixed = values_lib.propagate(program, variables, also)
+  values, consumers, fixed = values_lib.propagate(program, variables, extra_ops)
   order = {equation: i for i, equation in enumerate(consumers)}
   finder = _Finder(program, values, variables, batch)
   operations = [finder.operation(index, order) for index in consumers]

@@ -81,16 +81,16 @@ def check_arguments(variables: PyTree, images: Array) -> None:
     raise InputError('there are no images; give at least one image')
 
 
-def trace(apply, variables, images, also) -> Trace:
+def trace(apply, variables, images, extra_ops) -> Trace:
   """The analyzed program for so many images."""
   check_arguments(variables, images)
   names = leaf_names(variables)
   program, outputs = program_lib.trace(apply, variables, images)
-  analysis = analysis_lib.analyze(program, names, images.shape[0], also)
+  analysis = analysis_lib.analyze(program, names, images.shape[0], extra_ops)
   return Trace(program, analysis, outputs, images.shape[0])
 
 
-def _for(apply, variables, images, also, count: int) -> Trace:
+def _for(apply, variables, images, extra_ops, count: int) -> Trace:
   """The analyzed program for another number of images than there are.
 
   Raises:
@@ -99,7 +99,7 @@ def _for(apply, variables, images, also, count: int) -> Trace:
   shape = (count, *images.shape[1:])
   others = jax.ShapeDtypeStruct(shape, images.dtype)
   try:
-    return trace(apply, variables, others, also)
+    return trace(apply, variables, others, extra_ops)
   except (InputError, NotImplementedError):
     raise
   except Exception as error:  # the function's own
@@ -109,7 +109,7 @@ def _for(apply, variables, images, also, count: int) -> Trace:
     ) from error
 
 
-def traces(apply, variables, images, also) -> tuple[Trace, Trace]:
+def traces(apply, variables, images, extra_ops) -> tuple[Trace, Trace]:
   """The traces for two images and for more; the function treats each alike.
 
   What is repeated along the batch is counted once in the first.
@@ -120,10 +120,12 @@ def traces(apply, variables, images, also) -> tuple[Trace, Trace]:
     InputError: it does not, or the arguments are no arrays.
     NotImplementedError: as for `transform.quantize`.
   """
-  given = trace(apply, variables, images, also)
+  given = trace(apply, variables, images, extra_ops)
   count = max(images.shape[0], FEW + 1)
   of = lambda n: (
-    given if n == images.shape[0] else _for(apply, variables, images, also, n)
+    given
+    if n == images.shape[0]
+    else _for(apply, variables, images, extra_ops, n)
   )
   few, many = of(FEW), of(count)
   programs = few.program, many.program

@@ -158,7 +158,7 @@ def _is_fixed(program, equation, values: list[Value]) -> bool:
   )
 
 
-def _consumes(program, equation, values, also) -> bool:
+def _consumes(program, equation, values, extra_ops) -> bool:
   """Whether the operands of an equation are quantized."""
   if _is_product(program, equation, values):
     return not _is_fixed(program, equation, values)
@@ -166,10 +166,10 @@ def _consumes(program, equation, values, also) -> bool:
   # Sums of whole numbers are indices and counts.
   if aval is None or not jnp.issubdtype(aval.dtype, jnp.floating):
     return False
-  if 'add' in also and _is_add(equation, values, program.avals):
+  if 'add' in extra_ops and _is_add(equation, values, program.avals):
     return True
   shape = program.avals[equation.inputs[0]].shape
-  return 'pool' in also and operations_lib.is_pool(equation, shape)
+  return 'pool' in extra_ops and operations_lib.is_pool(equation, shape)
 
 
 def _start(program: program_lib.Program, num_leaves: int) -> dict[int, Value]:
@@ -187,14 +187,14 @@ def _start(program: program_lib.Program, num_leaves: int) -> dict[int, Value]:
 def propagate(
   program: program_lib.Program,
   variables: Sequence[Variable],
-  also: Sequence[str],
+  extra_ops: Sequence[str],
 ) -> tuple[dict[int, Value], list[int], list[str]]:
   """What is known of the values in a program.
 
   Args:
     program: its inputs are the variables and the images.
     variables: names and sizes of the leaves.
-    also: see `analysis.analyze`.
+    extra_ops: see `analysis.analyze`.
 
   Returns:
     The `Value` of every slot; the equations whose operands are quantized; and,
@@ -216,7 +216,7 @@ def propagate(
     sources = join('sources')
     if dynamic:
       _check_product(equation, ins, variables)
-      if _consumes(program, equation, ins, also):
+      if _consumes(program, equation, ins, extra_ops):
         consumers.append(index)
         sources = frozenset([index])
       elif _is_fixed(program, equation, ins):

@@ -1,21 +1,19 @@
-"""Ways to search: one file a species, found by its name.
+"""Species: one file a way to search, found by its name.
 
-A species file has a function `make(problem, population_size, ...)` that
-returns a `Species`. The name of the file is the name a user types; what stands
-behind a colon names the algorithm that evolves it, where there is a choice:
-`direct`, `gcn`, `gcn:Open_ES`. `nemo` and `paper` are teams of several.
+A species file defines `BUILDER`, a `SpeciesBuilder` around its function
+`make(problem, population_size, ...)`. The name of the file is the name a user
+types; what is behind a colon names the algorithm that evolves it, where there
+is a choice: `direct`, `gcn`, `gcn:Open_ES`. `nemo` and `paper` are teams of
+several. A path that ends in `.py` names a species of the user's own.
 """
 
-import functools
-import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 
+from nemo_jax.core import plugins
 from nemo_jax.core.types import InputError
-from nemo_jax.search.problem import Problem, Species
-
-Build = Callable[[Problem, int], Species]
+from nemo_jax.search.problem import SpeciesBuilder
 
 # The team of a search unless it is told otherwise, chosen on other seeds than
 # those that experiments.compare reports; and that of arXiv 2106.07611.
@@ -25,42 +23,43 @@ PAPER = ('direct', 'floor', 'gcn', 'graph_unet')
 
 def names() -> list[str]:
   """The names of all species."""
-  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+  return plugins.names(sys.modules[__name__])
 
 
-def find(name: str) -> Build:
-  """The function (problem, population_size) -> species of that name.
+def _takes(builder: SpeciesBuilder, option: str) -> bool:
+  """Whether its `make` has such an argument."""
+  return option in inspect.signature(builder.make).parameters
+
+
+def find(name: str) -> SpeciesBuilder:
+  """The builder of the species of that name.
 
   Raises:
     InputError: the name, or the algorithm behind its colon, is unknown.
   """
   name, _, algorithm = name.partition(':')
-  if name not in names():
+  if not plugins.is_own(name) and name not in names():
     raise InputError(
-      f'unknown species {name!r}; the choices are {", ".join(names())}, and '
-      'the teams nemo and paper'
+      f'unknown species {name!r}; the choices are {", ".join(names())}, the '
+      'teams nemo and paper, and a file of your own'
     )
-  make = importlib.import_module(f'{__name__}.{name}').make
+  here = sys.modules[__name__]
+  builder = plugins.find(here, 'species', name, ['BUILDER']).BUILDER
   if not algorithm:
-    return make
-  if 'algorithm' not in inspect.signature(make).parameters:
+    return builder
+  if not _takes(builder, 'algorithm'):
     raise InputError(f'species {name!r} has no choice of algorithm')
   # evosax computes while it is imported, and nothing may before
   # `jax.distributed` has joined the processes of a run.
   from nemo_jax.search.neuroevolution import check_algorithm
 
   check_algorithm(algorithm)
-  return functools.partial(make, algorithm=algorithm)
+  return builder.with_options(algorithm=algorithm)
 
 
-def need_estimate(words: Sequence[str]) -> list[str]:
-  """Those of the species in a team that need the problem's estimate."""
-  return [name for name in team(words) if _needs_estimate(name)]
-
-
-def _needs_estimate(name: str) -> bool:
-  module = importlib.import_module(f'{__name__}.{name.partition(":")[0]}')
-  return getattr(module, 'NEEDS_ESTIMATE', False)
+def need_prior(words: Sequence[str]) -> list[str]:
+  """Those of the species in a team that need the problem's prior."""
+  return [name for name, builder in team(words).items() if builder.needs_prior]
 
 
 def is_blind(words: Sequence[str]) -> bool:
@@ -68,14 +67,14 @@ def is_blind(words: Sequence[str]) -> bool:
   return 'paper' in words
 
 
-def _alone(make: Build) -> Build:
+def _without_migrants(builder: SpeciesBuilder) -> SpeciesBuilder:
   """The species without parents from other species, as in the paper."""
-  if 'guest_rate' not in inspect.signature(make).parameters:
-    return make
-  return functools.partial(make, guest_rate=0.0)
+  if not _takes(builder, 'migrant_rate'):
+    return builder
+  return builder.with_options(migrant_rate=0.0)
 
 
-def team(words: Sequence[str]) -> dict[str, Build]:
+def team(words: Sequence[str]) -> dict[str, SpeciesBuilder]:
   """The species that words stand for, by name, in their order.
 
   Args:
@@ -88,7 +87,7 @@ def team(words: Sequence[str]) -> dict[str, Build]:
   members = []
   for word in words:
     if word == 'paper':
-      members += [(name, _alone(find(name))) for name in PAPER]
+      members += [(name, _without_migrants(find(name))) for name in PAPER]
     else:
       known = NEMO if word == 'nemo' else (word,)
       members += [(name, find(name)) for name in known]
@@ -97,7 +96,7 @@ def team(words: Sequence[str]) -> dict[str, Build]:
     raise InputError(
       f'species {", ".join(name for name, _ in members)}: give each once'
     )
-  needing = [name for name in found if _needs_estimate(name)]
+  needing = [name for name, builder in found.items() if builder.needs_prior]
   if is_blind(words) and needing:
     raise InputError(
       f'paper is without sensitivities, which {needing[0]!r} needs; name '

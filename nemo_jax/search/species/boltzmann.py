@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core.types import Array
-from nemo_jax.search import contract, variation
-from nemo_jax.search import proposals as blocks
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search import blocks, variation
+from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
 
 class Genotype(NamedTuple):
@@ -27,8 +26,8 @@ class State(NamedTuple):
   offspring: Genotype
   rank: Array  # [P] float32, +inf where the row is not this species'
   own: Array  # [P] bool
-  guests: Array  # [P, N] int32, choices of the whole population
-  guest_rank: Array  # [P] float32
+  migrants: Array  # [P, N] int32, choices of the whole population
+  migrant_rank: Array  # [P] float32
 
 
 def _sample(key: Array, logits: Array) -> Array:
@@ -46,13 +45,13 @@ def make(
   problem: Problem,
   population_size: int,
   crossover_rate: float = 0.5,
-  guest_rate: float = 0.3,
+  migrant_rate: float = 0.3,
   std: float = 1.0,
 ) -> Species:
   """A species of distributions, of which every offspring is a sample.
 
   EGRL (arXiv 2007.07298). As there, chromosomes are also seeded from the
-  solutions of other species: a mate may be a guest, a member of the whole
+  solutions of other species: a mate may be a migrant, a member of the whole
   population, whose chromosome is the one that would choose as it did at all
   nodes but about two. Rates are not in the paper.
 
@@ -60,7 +59,7 @@ def make(
     problem: what is searched.
     population_size: P.
     crossover_rate: share of the offspring that have two parents.
-    guest_rate: share of the offspring whose first parent is a guest.
+    migrant_rate: share of the offspring whose first parent is a migrant.
     std: of the noise on a mutated node's priors.
   """
   nodes, choices = problem.allowed.shape
@@ -81,8 +80,8 @@ def make(
       offspring=fresh(key, count),
       rank=jnp.full(population_size, jnp.inf, jnp.float32),
       own=jnp.ones(population_size, bool),
-      guests=jnp.zeros((population_size, nodes), jnp.int32),
-      guest_rank=jnp.full(population_size, jnp.inf, jnp.float32),
+      migrants=jnp.zeros((population_size, nodes), jnp.int32),
+      migrant_rank=jnp.full(population_size, jnp.inf, jnp.float32),
     )
 
   def cross(key, rate, one, two):
@@ -112,14 +111,14 @@ def make(
     one, two = (win(k, state.rank, state.own) for k in keys[:2])
     first = jax.tree.map(lambda x: x[one], state.parents)
     second = jax.tree.map(lambda x: x[two], state.parents)
-    known = jnp.isfinite(state.guest_rank)
-    guest = state.guests[win(keys[2], state.guest_rank, known)]
-    invited = jax.random.bernoulli(keys[3], guest_rate, (size,))
+    known = jnp.isfinite(state.migrant_rank)
+    migrant = state.migrants[win(keys[2], state.migrant_rank, known)]
+    invited = jax.random.bernoulli(keys[3], migrant_rate, (size,))
     invited &= jnp.any(known)
     first = Genotype(
       jnp.where(
         invited[:, None, None],
-        peak * jax.nn.one_hot(guest, choices),
+        peak * jax.nn.one_hot(migrant, choices),
         first.prior,
       ),
       jnp.where(invited[:, None], 0.0, first.log_temperature),
@@ -138,13 +137,15 @@ def make(
       parents=parents,
       rank=jnp.where(feedback.own, feedback.rank, jnp.inf),
       own=feedback.own,
-      guests=feedback.population.choices,
-      guest_rank=feedback.rank,
+      migrants=feedback.population.choices,
+      migrant_rank=feedback.rank,
     )
 
   return Species(
     init=init,
     tell=tell,
-    made_for=contract.fingerprint(problem),
     **blocks.asks(propose, number),
   )
+
+
+BUILDER = SpeciesBuilder(make)

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core.types import Array
-from nemo_jax.search import contract, variation
-from nemo_jax.search import prior as estimate
-from nemo_jax.search import proposals as blocks
-from nemo_jax.search.problem import Population, Problem, Species
+from nemo_jax.search import blocks, variation
+from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Population, Problem, Species, SpeciesBuilder
 
 
 class State(NamedTuple):
@@ -30,7 +29,7 @@ def make(
   crossover_eta: int = 15,
   crossover_rate: float = 0.9,
   mutation_eta: int = 20,
-  guest_rate: float = 0.5,
+  migrant_rate: float = 0.5,
   proposals: int = 256,
 ) -> Species:
   """A species of real vectors under SBX and polynomial mutation.
@@ -38,7 +37,7 @@ def make(
   NEMO's first species; the operators are those of NSGA-II with their usual
   settings. The vector lives on the index of the choices, 0 to K - 1, which
   for consecutive bit-widths is the paper's range of bits. Beyond the paper, a
-  parent may be a guest, a member of another species, read as the vector in
+  parent may be a migrant, a member of another species, read as the vector in
   the middle of its choices; and where the problem has an estimate, the first
   generation is that of the estimate's front, mutated.
 
@@ -49,7 +48,7 @@ def make(
     crossover_eta: distribution index of SBX; large stays near the parents.
     crossover_rate: share of the offspring that have two parents.
     mutation_eta: distribution index of the mutation.
-    guest_rate: probability that a parent is drawn from all species rather
+    migrant_rate: probability that a parent is drawn from all species rather
       than from this one; 0 is the paper's species.
     proposals: Q, how many it makes; P if that is more.
   """
@@ -78,16 +77,18 @@ def make(
 
   def select(key, state):
     """Parents of a block, won in tournaments among own or all rows."""
-    key_own, key_all, key_guest = jax.random.split(key, 3)
+    key_own, key_all, key_migrant = jax.random.split(key, 3)
     win = functools.partial(variation.tournament, count=size)
     rank = jnp.where(state.own, state.rank, jnp.inf)
     own = state.parents[win(key_own, rank, state.own)]
     known = jnp.isfinite(state.rank)
-    guest = win(key_all, state.rank, known)
-    vector = jnp.minimum(state.population.choices[guest] + middle, top)
-    # A guest that is of this species needs no reading.
-    vector = jnp.where(state.own[guest][:, None], state.parents[guest], vector)
-    invited = jax.random.bernoulli(key_guest, guest_rate, (size,))
+    migrant = win(key_all, state.rank, known)
+    vector = jnp.minimum(state.population.choices[migrant] + middle, top)
+    # A migrant that is of this species needs no reading.
+    vector = jnp.where(
+      state.own[migrant][:, None], state.parents[migrant], vector
+    )
+    invited = jax.random.bernoulli(key_migrant, migrant_rate, (size,))
     return jnp.where((invited & jnp.any(known))[:, None], vector, own)
 
   def breed(key, state):
@@ -100,10 +101,10 @@ def make(
 
   def fresh(key, state):
     del state
-    if not estimate.is_known(problem):
+    if not prior_lib.is_known(problem):
       return jax.random.uniform(key, shape, maxval=top)
     key_front, key_move = jax.random.split(key)
-    known = estimate.front(key_front, problem, size) + middle
+    known = prior_lib.front(key_front, problem, size) + middle
     known = jnp.minimum(known, top).astype(jnp.float32)
     return variation.polynomial_mutation(
       key_move, known, 0.0, top, mutation_eta
@@ -129,6 +130,8 @@ def make(
   return Species(
     init=init,
     tell=tell,
-    made_for=contract.fingerprint(problem),
     **blocks.asks(propose, number),
   )
+
+
+BUILDER = SpeciesBuilder(make)

@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 from nemo_jax.search.species import direct
 
 
 def make(
-  problem: Problem, population_size: int, guest_rate: float = 0.5
+  problem: Problem, population_size: int, migrant_rate: float = 0.5
 ) -> Species:
   """NEMO's second species: `direct`, but rounded down to the choice below.
 
@@ -15,5 +15,8 @@ def make(
   almost never taken: the species is biased to compression, as in the paper.
   """
   return direct.make(
-    problem, population_size, rounding=jnp.floor, guest_rate=guest_rate
+    problem, population_size, rounding=jnp.floor, migrant_rate=migrant_rate
   )
+
+
+BUILDER = SpeciesBuilder(make)

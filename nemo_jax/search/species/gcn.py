@@ -1,8 +1,7 @@
 """A GCN over the problem's graph, its weights evolved."""
 
-from nemo_jax.search import neuroevolution
-from nemo_jax.search import policies as networks
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search import neuroevolution, policies
+from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
 
 def make(
@@ -12,6 +11,9 @@ def make(
   hidden: int = 8,
 ) -> Species:
   """One of NEMO's species of networks; see `neuroevolution.make`."""
-  network = networks.GCN(problem.allowed.shape[1], hidden)
+  network = policies.GCN(problem.allowed.shape[1], hidden)
   policy = neuroevolution.most_likely(problem, network)
   return neuroevolution.make(policy, population_size, algorithm)
+
+
+BUILDER = SpeciesBuilder(make)

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core.types import Array
-from nemo_jax.search import contract, variation
-from nemo_jax.search import prior as estimate
-from nemo_jax.search import proposals as blocks
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search import blocks, variation
+from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
-# Of what a problem may lack; see `estimate.of`.
+# Of what a problem may lack; see `prior_lib.of`.
 NEEDS_ESTIMATE = True
 
 
@@ -45,7 +44,7 @@ def make(
 
   A genotype is one price for each cost and one factor on the estimated loss at
   each node; its solution is the cheapest choice at every node, all pairs
-  included (see `estimate.cheapest`). The first generation has factors of one
+  included (see `prior_lib.cheapest`). The first generation has factors of one
   and prices at random, which is the front of a knapsack on the sensitivities.
 
   Args:
@@ -62,7 +61,7 @@ def make(
   Raises:
     InputError: the problem has no estimate.
   """
-  market = estimate.market(problem)
+  market = prior_lib.market(problem)
   nodes = problem.allowed.shape[0]
   number, size = blocks.divide(max(population_size, proposals))
   count = number * size
@@ -119,6 +118,8 @@ def make(
   return Species(
     init=init,
     tell=tell,
-    made_for=contract.fingerprint(problem),
     **blocks.asks(propose, number),
   )
+
+
+BUILDER = SpeciesBuilder(make, needs_prior=True)

@@ -4,17 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core.types import PyTree
-from nemo_jax.search import contract, neuroevolution
-from nemo_jax.search import policies as networks
-from nemo_jax.search import prior as estimate
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search import neuroevolution, policies
+from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
-# Of what a problem may lack; see `estimate.of`.
+# Of what a problem may lack; see `prior_lib.of`.
 NEEDS_ESTIMATE = True
 
 
 def correct(
-  network: networks.GCN, problem: Problem, learned: PyTree | None = None
+  network: policies.GCN, problem: Problem, learned: PyTree | None = None
 ) -> neuroevolution.Policy:
   """What is cheapest once a network has corrected the estimated losses.
 
@@ -33,8 +32,8 @@ def correct(
   Raises:
     InputError: the problem has no estimate.
   """
-  market = estimate.market(problem)
-  graph = networks.undirected(jax.device_get(problem.graph))
+  market = prior_lib.market(problem)
+  graph = policies.undirected(jax.device_get(problem.graph))
 
   # Prices are logarithms, in units of what is usual for this problem.
   read = lambda prices: graph._replace(globals=prices / 5)
@@ -60,7 +59,7 @@ def correct(
       jnp.exp(jnp.clip(log_factors, -10, 10)),
     )
 
-  return neuroevolution.Policy(start, choose, contract.fingerprint(problem))
+  return neuroevolution.Policy(start, choose)
 
 
 def make(
@@ -75,5 +74,8 @@ def make(
   Raises:
     InputError: the problem has no estimate.
   """
-  policy = correct(networks.GCN(1, hidden), problem, learned)
+  policy = correct(policies.GCN(1, hidden), problem, learned)
   return neuroevolution.make(policy, population_size, algorithm)
+
+
+BUILDER = SpeciesBuilder(make, needs_prior=True)

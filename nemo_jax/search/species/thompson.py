@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core.types import Array
-from nemo_jax.search import contract, surrogate
-from nemo_jax.search import prior as estimate
-from nemo_jax.search import proposals as blocks
-from nemo_jax.search.problem import Problem, Species
+from nemo_jax.search import blocks, surrogate
+from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
-# Of what a problem may lack; see `estimate.of`.
+# Of what a problem may lack; see `prior_lib.of`.
 NEEDS_ESTIMATE = True
 
 
@@ -44,7 +43,7 @@ def make(
   Raises:
     InputError: the problem has no estimate.
   """
-  market = estimate.market(problem)
+  market = prior_lib.market(problem)
   number, size = blocks.divide(max(population_size, proposals))
 
   def init(key):
@@ -62,7 +61,7 @@ def make(
     proposed = blocks.fill(
       propose,
       (blocks.keys(key, number), rows),
-      blocks.wanted(state.places, screened),
+      blocks.num_proposals(state.places, screened),
     )
     return proposed, state
 
@@ -78,5 +77,7 @@ def make(
     ask=functools.partial(ask_all, screened=False),
     tell=tell,
     ask_more=functools.partial(ask_all, screened=True),
-    made_for=contract.fingerprint(problem),
   )
+
+
+BUILDER = SpeciesBuilder(make, needs_prior=True)

@@ -1,0 +1,90 @@
+"""Plug-ins by name: one file each in a folder, or a file of the user's own."""
+
+import importlib
+import importlib.util
+import pathlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from nemo_jax.core.types import InputError, first_line
+
+
+def names(package: ModuleType) -> list[str]:
+  """The names of the plug-ins in a package; a leading `_` hides one."""
+  found = [module.name for module in pkgutil.iter_modules(package.__path__)]
+  return sorted(name for name in found if not name.startswith('_'))
+
+
+def is_own(name: str) -> bool:
+  """Whether a name is a file or module of the user's own."""
+  return name.endswith('.py') or '.' in name
+
+
+def short_name(name: str) -> str:
+  """The name in results: that of the file or module, without where it is."""
+  own = pathlib.PurePath(name).stem if name.endswith('.py') else name
+  return own.rpartition('.')[2]
+
+
+def find(
+  package: ModuleType, kind: str, name: str, needed: Sequence[str]
+) -> ModuleType:
+  """The module of a plug-in.
+
+  Args:
+    package: that has those of this project.
+    kind: what it is called in messages, such as `species`.
+    name: of a file in the package; or the path of a file that ends in `.py`, or
+      a module with a dot, such as `mine.network`.
+    needed: names that the module has to define.
+
+  Raises:
+    InputError: the name is unknown, the file cannot be imported, or it lacks a
+      needed name.
+  """
+  if is_own(name):
+    module = _import_own(kind, name)
+  elif name in names(package):
+    module = importlib.import_module(f'{package.__name__}.{name}')
+  else:
+    raise InputError(
+      f'unknown {kind} {name!r}; the choices are {", ".join(names(package))}, '
+      'and a file or module of your own'
+    )
+  missing = [
+    attribute for attribute in needed if not hasattr(module, attribute)
+  ]
+  if missing:
+    raise InputError(
+      f'{kind} {name!r} has no {missing[0]}; a file of this kind defines '
+      f'{", ".join(needed)}'
+    )
+  return module
+
+
+def _import_own(kind: str, name: str) -> ModuleType:
+  """Imports a file or module; its own errors become one line."""
+  try:
+    if not name.endswith('.py'):
+      return importlib.import_module(name)
+    path = pathlib.Path(name).expanduser().resolve()
+    # Under a name of its own, so that two files of one name are two modules.
+    known = f'nemo_jax_plugin_{path.stem}_{abs(hash(str(path))):x}'
+    if known in sys.modules:
+      return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module
+    try:
+      spec.loader.exec_module(module)
+    except BaseException:
+      del sys.modules[known]
+      raise
+    return module
+  except Exception as error:  # a user's file may raise anything
+    raise InputError(
+      f'{kind} {name!r} cannot be imported: {type(error).__name__}: '
+      f'{first_line(error)}'
+    ) from error

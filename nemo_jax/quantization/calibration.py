@@ -1,0 +1,126 @@
+"""Calibration: what quantizers see of the images, and the ranges from it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from nemo_jax.core.types import Array, PyTree
+from nemo_jax.quantization.backend import lowering as lowering_lib
+from nemo_jax.quantization.numerics import observe as observe_lib
+from nemo_jax.quantization.numerics import ranges
+from nemo_jax.quantization.quantized import Apply
+from nemo_jax.quantization.trace import execution, tracing
+from nemo_jax.quantization.trace.analysis import Quantizer
+
+
+class Collect(Protocol):
+  """Something of every quantized operand, merged by quantizer."""
+
+  def __call__(
+    self,
+    of: Callable[[int, Array], Any],
+    merge: Callable[[Any, Any], Any],
+    variables: PyTree,
+    images: Array,
+  ) -> dict[int, Any]:
+    """Returns of(quantizer, value) by quantizer; where it is None, nothing.
+
+    Args:
+      of: pure function of the quantizer's index and an operand.
+      merge: joins what several operands of one quantizer gave.
+      variables: of the function.
+      images: [B, ...].
+    """
+
+
+def collector(
+  function: Apply, extra_ops: Sequence[str], lowering: str
+) -> Collect:
+  """Runs the float function to see its operands; arguments of `quantize`."""
+  product = lowering_lib.LOWERINGS[lowering]
+
+  def collect(of, merge, variables, images):
+    trace = tracing.trace(function, variables, images, extra_ops)
+    seen = {}
+
+    def visit(site, value):
+      found = of(site.quantizer, value)
+      if site.quantizer in seen and found is not None:
+        found = merge(seen[site.quantizer], found)
+      seen[site.quantizer] = found
+      return value, jnp.ones((), value.dtype), None
+
+    execution.run(trace, product, variables, images, visit)
+    return {k: v for k, v in seen.items() if v is not None}
+
+  return collect
+
+
+def observe(
+  collect: Collect,
+  quantizers: Sequence[Quantizer],
+  variables: PyTree,
+  chunks: Sequence[Array],
+) -> tuple[dict[int, Array], dict[int, Array]]:
+  """What calibration needs to see, by the index of the quantizer.
+
+  Two passes over the images: one for bounds, one for what lies between.
+
+  Returns:
+    [2] bounds of activations, the least value and the negative of the greatest;
+    their histograms.
+  """
+
+  def bounds(index, value):
+    if quantizers[index].is_weight:
+      return None
+    value = value.astype(jnp.float32)
+    return jnp.stack([jnp.min(value), -jnp.max(value)])
+
+  @jax.jit
+  def histograms(variables, part, limits):
+    def count(index, value):
+      if quantizers[index].is_weight:
+        return None
+      low, negative_high = limits[index]
+      return observe_lib.count(value, low, -negative_high)
+
+    return collect(count, jnp.add, variables, part)
+
+  find_bounds = jax.jit(functools.partial(collect, bounds, jnp.minimum))
+  seen = [find_bounds(variables, part) for part in chunks]
+  limits = jax.tree.map(lambda *x: functools.reduce(jnp.minimum, x), *seen)
+  counts = [histograms(variables, part, limits) for part in chunks]
+  counts = jax.tree.map(lambda *x: observe_lib.total(x), *counts)
+  return limits, counts
+
+
+def find_ranges(
+  quantizers: Sequence[Quantizer],
+  method: str,
+  scheme: str,
+  percentile: float,
+  weights: dict[int, Array],
+  limits: dict[int, Array],
+  counts: dict[int, Array],
+) -> tuple[ranges.Range, ...]:
+  """The range of every quantizer, from what `observe` returned."""
+  found = {
+    index: ranges.weight_range(
+      weight, quantizers[index].channel_axes, method, scheme, percentile
+    )
+    for index, weight in weights.items()
+  }
+  # Activations are alike once they are histograms, so one program does all.
+  one = lambda limit, count: ranges.activation_range(
+    limit[0], -limit[1], count, method, percentile
+  )
+  stack = lambda parts: jnp.stack([parts[i] for i in limits])
+  if limits:
+    tables = jax.vmap(one)(stack(limits), stack(counts))
+    for row, index in enumerate(limits):
+      found[index] = jax.tree.map(lambda x, row=row: x[row], tables)
+  return tuple(found[i] for i in range(len(quantizers)))

@@ -1,0 +1,78 @@
+"""A generation as three programs, of which one is for the problem's mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from nemo_jax.core import devices
+from nemo_jax.core.types import Array, PyTree
+from nemo_jax.search.evaluate import evaluate
+from nemo_jax.search.problem import Problem
+
+if TYPE_CHECKING:
+  from nemo_jax.search.nemo import State
+
+
+class Compiled(NamedTuple):
+  """A compiled generation.
+
+  `step` returns the next state and metrics, and uses up the state it is given;
+  `evaluation` is the program that scores the candidates.
+  """
+
+  step: Callable[['State'], tuple['State', dict[str, Array]]]
+  evaluation: jax.stages.Compiled
+
+
+def compile_generation(
+  problem: Problem,
+  ask: Callable[..., PyTree],
+  tell: Callable[..., PyTree],
+  key: Array,
+  state: 'State',
+  batch_size: int | None = None,
+) -> Compiled:
+  """The three programs of a generation: ask, evaluate, tell.
+
+  Candidates are scored on the mesh. To ask and to tell are programs for one
+  device of each process, the same ones whatever the mesh: for another number of
+  devices XLA compiles to other roundings, and the search would go another way.
+
+  Args:
+    problem: what is searched.
+    ask: (problem, key, state) -> asked, state.
+    tell: (problem, key, state, asked, objectives) -> state, metrics.
+    key: of the run.
+    state: from `init`.
+    batch_size: candidates evaluated at once, see `evaluate`.
+  """
+  mesh, apart = problem.mesh, problem.replace(data=None, mesh=None)
+  place = lambda x: devices.place(x, mesh, PartitionSpec())
+  donated = {'donate_argnames': 'state'}
+  of_ask = lambda state, problem: ask(problem, key, state)
+  of_tell = lambda state, problem, asked, objectives: tell(
+    problem, key, state, asked, objectives
+  )
+  asks = jax.jit(of_ask, **donated).lower(state=state, problem=apart)
+  scores = functools.partial(evaluate, batch_size=batch_size)
+  scores = devices.jit(scores, mesh)
+  scores = scores.lower(problem, place(state.population.choices))
+  asked, after = asks.out_info
+  tells = jax.jit(of_tell, **donated).lower(
+    state=after,
+    problem=apart,
+    asked=asked,
+    objectives=state.population.objectives,
+  )
+  asks, scores, tells = asks.compile(), scores.compile(), tells.compile()
+
+  def step(state):
+    asked, state = asks(state=state, problem=apart)
+    objectives = np.asarray(scores(problem, place(asked.choices)), np.float32)
+    return tells(state=state, problem=apart, asked=asked, objectives=objectives)
+
+  return Compiled(step, scores)

@@ -1,0 +1,196 @@
+"""Every rival keeps to its budget and finds what it is known for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.problem import Problem as PymooProblem
+from pymoo.operators.repair.rounding import RoundingRepair
+from pymoo.operators.sampling.rnd import IntegerRandomSampling
+from pymoo.optimize import minimize
+
+from nemo_jax.arena import baselines, contest
+from nemo_jax.arena.baselines import greedy
+from nemo_jax.core.types import InputError
+from nemo_jax.search import nemo
+from nemo_jax.search import prior as prior_lib
+from tests import placement
+from tests.additive import additive_problem
+
+PROBLEM = additive_problem()
+NODES, CHOICES = PROBLEM.allowed.shape
+
+
+def barred():
+  """The problem with a third of the choices not allowed."""
+  rng = np.random.default_rng(0)
+  allowed = rng.random(PROBLEM.allowed.shape) < 0.7
+  allowed[np.arange(NODES), rng.integers(0, CHOICES, NODES)] = True
+  return PROBLEM.replace(allowed=allowed)
+
+
+def run(name, evaluations=60, seed=0, problem=PROBLEM):
+  """What a rival asked, and the ledger."""
+  ledger, asked = contest.Ledger(problem), []
+
+  def score(choices):
+    asked.append(np.asarray(choices))
+    return ledger.score(choices)
+
+  search = baselines.find(name).search
+  search(jax.random.key(seed), problem, evaluations, score)
+  return np.concatenate(asked), ledger
+
+
+@pytest.mark.parametrize('name', baselines.names())
+def test_rivals_stay_within_what_is_allowed_and_within_their_budget(name):
+  problem = barred()
+  for evaluations in (1, 3, 25):
+    asked, ledger = run(name, evaluations, problem=problem)
+    assert 1 <= len(asked) <= evaluations
+    assert ledger.spent == len(asked)
+    assert problem.allowed[np.arange(NODES), asked].all()
+
+
+@pytest.mark.parametrize('name', baselines.names())
+def test_the_key_decides(name):
+  first, again, other = (run(name, 12, seed=s)[0] for s in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  if name != 'uniform':
+    assert first.shape != other.shape or (first != other).any()
+
+
+@pytest.mark.parametrize('name', baselines.names())
+def test_a_rival_says_whether_it_is_informed(name):
+  informed = {'mckp', 'greedy', 'integer_program'}
+  assert (name in informed) == baselines.find(name).INFORMED
+
+
+@pytest.mark.slow
+def test_where_the_estimate_is_the_truth_knowledge_is_ahead():
+  volume = lambda *args: run(*args)[1].curve[-1][1]
+  blind = {
+    name: np.mean([volume(name, 480, seed) for seed in range(6)])
+    for name in ('nsga2', 'evopress', 'random_search')
+  }
+  # With a quarter of the evaluations.
+  for name in ('mckp', 'integer_program'):
+    assert volume(name, 120) > blind['nsga2']
+  assert blind['nsga2'] > blind['random_search']
+  assert blind['evopress'] > blind['random_search']
+  assert volume('greedy', 120) > volume('uniform', 120)
+
+
+def test_nsga2_is_no_straw_man():
+  """As good as pymoo's, on the same problem with the same budget."""
+
+  class Additive(PymooProblem):
+    def __init__(self):
+      super().__init__(n_var=NODES, n_obj=3, xl=0, xu=CHOICES - 1, vtype=int)
+
+    def _evaluate(self, x, out):
+      out['F'] = contest.objectives(PROBLEM, x)
+
+  ours, theirs = [], []
+  for seed in range(4):
+    ours.append(run('nsga2', 600, seed)[1].curve[-1][1])
+    found = minimize(
+      Additive(),
+      NSGA2(50, sampling=IntegerRandomSampling(), repair=RoundingRepair()),
+      ('n_eval', 600),
+      seed=seed,
+    )
+    rows = np.asarray(found.F, np.float32)
+    volume = contest.hypervolume(rows, PROBLEM.ideal, PROBLEM.reference)
+    theirs.append(volume)
+  assert np.mean(ours) > 0.97 * np.mean(theirs)
+
+
+def test_greedy_takes_the_least_sensitive_step_first():
+  rows = greedy.stages(PROBLEM)
+  loss = np.asarray(PROBLEM.prior.loss)
+  assert (rows[0] == CHOICES - 1).all()
+  taken = []
+  for before, after in zip(rows[:-1], rows[1:], strict=True):
+    (node,) = np.flatnonzero(before != after)
+    assert after[node] < before[node]
+    taken.append(loss[node, after[node]])
+  assert taken == sorted(taken)
+  assert (rows[-1] == 0).all()
+
+
+@pytest.mark.slow
+def test_integer_programs_are_not_beaten_by_prices():
+  """No configuration of the estimate's own front dominates what they find."""
+  asked, _ = run('integer_program', 12)
+  front = prior_lib.front(jax.random.key(5), PROBLEM, 2000)
+  totals = jax.vmap(prior_lib.totals, in_axes=(None, 0))
+  own, others = (
+    np.asarray(totals(PROBLEM.prior, rows)) for rows in (asked, front)
+  )
+  for row in own:
+    better = (others <= row * (1 - 1e-3)).all(axis=1)
+    assert not better.any()
+
+
+def test_an_unknown_rival_lists_the_known():
+  with pytest.raises(InputError, match="'ants'; the choices are evopress, gr"):
+    baselines.find('ants')
+
+
+def test_the_ledger_counts_and_keeps_the_front():
+  ledger = contest.Ledger(PROBLEM, spent=7)
+  rows = np.random.default_rng(0).integers(0, CHOICES, (43, NODES))
+  ledger.score(rows[:3])
+  ledger.score(rows[3:])
+  assert ledger.spent == 50
+  counts, volumes = zip(*ledger.curve, strict=True)
+  assert list(counts) == sorted(counts)
+  assert list(volumes) == sorted(volumes)
+  choices, values = ledger.front()
+  np.testing.assert_array_equal(values, contest.objectives(PROBLEM, choices))
+  volume = contest.hypervolume(values, PROBLEM.ideal, PROBLEM.reference)
+  assert volume == pytest.approx(volumes[-1], rel=1e-5)
+  exact = nemo.hypervolume(PROBLEM, contest.objectives(PROBLEM, rows))
+  assert volume == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_attainment_is_the_median_of_the_runs():
+  fronts = [
+    np.array([[0.5, 1.0], [0.1, 3.0]]),
+    np.array([[0.4, 2.0]]),
+    np.array([[0.3, 1.0], [0.2, 2.0]]),
+  ]
+  grid = np.array([0.5, 1.0, 2.0, 3.0])
+  found = contest.attainment(fronts, grid, 1)
+  np.testing.assert_array_equal(found, [np.inf, 0.5, 0.4, 0.2])
+
+
+def test_the_summary_pairs_the_seeds():
+  cell = lambda value: {'volumes': {'100': {'search': value}}}
+  results = {
+    'a': {'0': cell(0.5), '1': cell(0.7)},
+    'b': {'0': cell(0.4), '1': cell(0.65)},
+  }
+  one, two = contest.summarise(results, ['a', 'b'], ['0', '1'])
+  assert one['gain'] == 0
+  assert two['mean'] == pytest.approx(0.525)
+  assert two['gain'] == pytest.approx(0.075)
+  assert two['ahead'] == 2
+  # Student's t with one degree of freedom at 97.5 %.
+  assert two['gain_interval'] == pytest.approx(12.706 * 0.025, rel=1e-3)
+  assert 0 < two['p_value'] < 0.25
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_worth_nothing(bad):
+  problem = placement.placement_problem(5)
+  sick = problem.replace(
+    evaluate=lambda data, row: jnp.where(
+      (row[0] == 1) & (jnp.arange(3) == 2), bad, problem.evaluate(data, row)
+    )
+  )
+  rows = np.array([[1, 1, 1, 1, 1], [2, 1, 1, 1, 1]])
+  found = contest.objectives(sick, rows)
+  np.testing.assert_array_equal(np.isposinf(found), [[True] * 3, [False] * 3])
