@@ -46,7 +46,7 @@ def table_problem() -> Problem:
   none = np.zeros((0, WIDTHS, WIDTHS, 2), np.float32)
   pairs = np.zeros((0, 2), np.int32)
   # A loss is not negative.
-  estimate = Prior(prices[..., 0] + 10, prices[..., 1:], pairs, none)
+  prior = Prior(prices[..., 0] + 10, prices[..., 1:], pairs, none)
   return Problem(
     graph=structure.sequential_graph,
     data=jnp.asarray(prices),
@@ -55,8 +55,8 @@ def table_problem() -> Problem:
     reference=np.full(3, 2.0 * nodes, np.float32),
     evaluate=total,
     objective_names=('a', 'b', 'c'),
-    prior=estimate if known else None,
-    costs=lambda row: total(jnp.asarray(prices), row)[1:],
+    prior=prior if known else None,
+    known_objectives=lambda row: total(jnp.asarray(prices), row)[1:],
   )
 
 
@@ -65,12 +65,9 @@ def run() -> None:
   problem, places = table_problem(), FLAGS.population
   key = jax.random.key(0)
   team = species.team(FLAGS.species)
-  team = {name: make(problem, places) for name, make in team.items()}
-  contestants = {}
-  state = nemo.init(key, problem, tuple(team.values()), places)
-  step, _ = nemo.compile_step(
-    key, state, problem, tuple(team.values()), batch_size=places
-  )
+  search = nemo.make(problem, list(team.values()), places, batch_size=places)
+  contestants, state = {}, search.init(key)
+  step, _ = search.compile(key, state)
   for _ in range(WARM_UP):
     state, _ = step(state)
   private = jax.tree.map(jnp.copy, state.species)
@@ -80,7 +77,8 @@ def run() -> None:
     state, _ = jax.block_until_ready(step(state))
 
   contestants['generation'] = generation
-  for (name, one), own in zip(team.items(), private, strict=True):
+  for (name, build), own in zip(team.items(), private, strict=True):
+    one = build(problem, places)
     ask = jax.jit(one.ask_more or one.ask)
     contestants[f'{name} proposes'] = lambda ask=ask, own=own: (
       jax.block_until_ready(ask(key, own))

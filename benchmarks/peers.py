@@ -39,7 +39,7 @@ from nemo_jax.core.types import Array, InputError
 from nemo_jax.models import weights
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.trace.operations import Operation
-from nemo_jax.tasks import mixed_precision
+from nemo_jax.tasks import objectives, scoring
 from nemo_jax.workloads import _pretrained
 
 FLAGS = flags.FLAGS

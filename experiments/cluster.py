@@ -19,7 +19,6 @@ from experiments import define
 from experiments.launch import explain
 from nemo_jax.core.types import InputError
 
-FLAGS = flags.FLAGS
 _MOST_PROCESSES = 2**16
 
 define.whole(
@@ -55,37 +54,34 @@ define.whole(
   high=24 * 60 * 60,
 )
 
-# Flags that say where a run takes place, not what it is.
-PLACES = tuple(
-  flag.name for flag in FLAGS.get_flags_for_module(sys.modules[__name__])
-)
-
 
 def check() -> None:
   """Raises `InputError` for processes that cannot be joined."""
   given = [value is not None for value in _by_hand()]
-  if any(given) and (FLAGS.distributed or not all(given)):
+  if any(given) and (define.own(__name__).distributed or not all(given)):
     raise InputError(
       '--coordinator, --processes and --process_id go together; with '
       '--distributed the cluster says them'
     )
   if not any(given):
     return
-  match = re.fullmatch(r'([!-~]+):([0-9]{1,5})', FLAGS.coordinator)
+  own = define.own(__name__)
+  match = re.fullmatch(r'([!-~]+):([0-9]{1,5})', own.coordinator)
   if not match or not 1 <= int(match[2]) <= 65535:
     raise InputError(
-      f'--coordinator={FLAGS.coordinator} is no host and port, such as '
+      f'--coordinator={own.coordinator} is no host and port, such as '
       '10.0.0.1:9000'
     )
-  if FLAGS.process_id >= FLAGS.processes:
+  if own.process_id >= own.processes:
     raise InputError(
-      f'--process_id={FLAGS.process_id} has to be below '
-      f'--processes={FLAGS.processes}'
+      f'--process_id={own.process_id} has to be below '
+      f'--processes={own.processes}'
     )
 
 
 def _by_hand() -> tuple:
-  return FLAGS.coordinator, FLAGS.processes, FLAGS.process_id
+  own = define.own(__name__)
+  return own.coordinator, own.processes, own.process_id
 
 
 def _join() -> None:
@@ -94,7 +90,7 @@ def _join() -> None:
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
-      *_by_hand(), heartbeat_timeout_seconds=FLAGS.lost_after
+      *_by_hand(), heartbeat_timeout_seconds=define.own(__name__).lost_after
     )
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
@@ -109,7 +105,8 @@ def joined() -> Iterator[None]:
   stays, and the run resumes on any number of devices.
   """
   check()
-  if not (FLAGS.distributed or FLAGS.coordinator):
+  own = define.own(__name__)
+  if not (own.distributed or own.coordinator):
     yield
     return
   _join()

@@ -1,9 +1,14 @@
-"""Kinds of flags that refuse, when they are parsed, what cannot be used."""
+"""Kinds of flags that refuse, when they are parsed, what cannot be used.
+
+A command reads the flags that it has defined from `own`.
+"""
 
 import contextlib
 import math
 import os
 import re
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -92,16 +97,15 @@ def _known(word: str, choices: Sequence[str], of: str) -> str:
   return word
 
 
-def word(
-  name: str, default: str, help: str, choices: Sequence[str], of: str
-) -> None:
-  """Defines one of several words; messages call it a word `of` something."""
-  flags.DEFINE(
-    _Parser(lambda text: _known(text, choices, of), 'a word'),
-    name,
-    default,
-    help,
-  )
+def plugin(name: str, default: str, help: str) -> None:
+  """Defines the name of a plug-in; whether there is one is seen later."""
+
+  def convert(text):
+    if not text or not text.isprintable():
+      raise InputError(f'{text!r} is no name')
+    return text
+
+  flags.DEFINE(_Parser(convert, 'a name'), name, default, help)
 
 
 def words(
@@ -159,6 +163,25 @@ def named(name: str) -> Iterator[None]:
   try:
     yield
   except InputError as error:
-    value = flags.FLAGS[name].value
-    shown = ','.join(value) if isinstance(value, list) else value
-    raise InputError(f'--{name}={shown}: {error}') from error
+    raise InputError(f'--{name}={shown(name)}: {error}') from error
+
+
+def shown(name: str) -> str:
+  """The value of a flag, in messages."""
+  value = flags.FLAGS[name].value
+  return ','.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def own(module: str) -> types.SimpleNamespace:
+  """The flags that a module has defined, by name.
+
+  Args:
+    module: its `__name__`.
+  """
+  defined = flags.FLAGS.get_flags_for_module(sys.modules[module])
+  return types.SimpleNamespace(**{flag.name: flag.value for flag in defined})
+
+
+def present(name: str) -> bool:
+  """Whether a flag was given."""
+  return bool(flags.FLAGS[name].present)

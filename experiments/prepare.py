@@ -10,38 +10,40 @@ downloaded. This alone needs TensorFlow: pip install 'nemo_jax[tensorflow]'.
 import os
 import re
 
-from absl import flags
+from absl import flags as absl_flags
 
 from experiments import define
 from experiments.launch import launch
 from nemo_jax import data, runs
 from nemo_jax.core.types import InputError
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_string('dataset', 'imagenet2012', 'name in the catalogue of TFDS')
+absl_flags.DEFINE_string(
+  'dataset', 'imagenet2012', 'name in the catalogue of TFDS'
+)
 define.path('tars', None, 'folder with what a user has to download')
 define.path('data', None, "where to write; TFDS's default folder if absent")
 
 
 def check() -> None:
   """Raises `InputError` for flags that cannot be used."""
+  own = define.own(__name__)
   # A name, with its variant, version and collection where it has them.
-  if not re.fullmatch(r'[A-Za-z0-9_.:/*+-]+', FLAGS.dataset):
+  if not re.fullmatch(r'[A-Za-z0-9_.:/*+-]+', own.dataset):
     raise InputError(
-      f'--dataset={FLAGS.dataset} is no name in the catalogue of TFDS'
+      f'--dataset={own.dataset} is no name in the catalogue of TFDS'
     )
-  if FLAGS.tars and not os.path.isdir(FLAGS.tars):
-    raise InputError(f'--tars={FLAGS.tars}: there is no such folder')
-  if FLAGS.data:
+  if own.tars and not os.path.isdir(own.tars):
+    raise InputError(f'--tars={own.tars}: there is no such folder')
+  if own.data:
     with define.named('data'):
-      runs.check_folder(FLAGS.data)
+      runs.check_folder(own.data)
 
 
 def run() -> None:
   """The experiment."""
   check()
-  folder = data.prepare(FLAGS.dataset, FLAGS.data, FLAGS.tars)
+  own = define.own(__name__)
+  folder = data.prepare(own.dataset, own.data, own.tars)
   print(f'prepared {folder}')
 
 

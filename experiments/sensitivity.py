@@ -9,27 +9,28 @@ front of a knapsack on the estimates. It also tells what a method costs, in
 seconds and in evaluations of a search.
 """
 
+import dataclasses
 import time
 
 import jax
 import numpy as np
 import scipy.stats
 import tqdm
-from absl import flags
+from absl import flags as absl_flags
 
-from experiments import define, estimates, options
+from experiments import define, flags
 from experiments.launch import launch
+from nemo_jax import pipeline
 from nemo_jax.arena import contest
+from nemo_jax.config import Config
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import sensitivity
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.search import prior as prior_lib
-from nemo_jax.tasks import mixed_precision
 
-FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(options)
+absl_flags.adopt_module_key_flags(flags)
 
-flags.DEFINE_multi_enum(
+absl_flags.DEFINE_multi_enum(
   'methods',
   list(sensitivity.METHODS),
   list(sensitivity.METHODS),
@@ -65,48 +66,41 @@ def correlations(table, rows, truth) -> tuple[float, float]:
   )
 
 
-def check() -> None:
-  """Raises `InputError` for flags that cannot be used."""
-  options.check()
-  if len(set(FLAGS.methods)) < len(FLAGS.methods):
-    raise InputError(f'--methods: {", ".join(FLAGS.methods)}: give each once')
+def check() -> Config:
+  """The config of the flags.
+
+  Raises:
+    InputError: a flag cannot be used.
+  """
+  flags.check_sources()
+  methods = define.own(__name__).methods
+  if len(set(methods)) < len(methods):
+    raise InputError(f'--methods: {", ".join(methods)}: give each once')
+  return flags.config(objectives=('divergence', *COSTS), bit_widths=WIDTHS)
 
 
 def run() -> None:
   """The experiment."""
-  check()
-  workload = options.load_workload()
-  quantized = options.quantize_workload(workload)
-  images, labels = workload.calibration
+  config, own = check(), define.own(__name__)
+  workload = flags.load_workload()
+  quantized = pipeline.quantize_network(workload, config, flags.cache())
   tables, seconds = {}, {}
-  for method in FLAGS.methods:
+  for method in own.methods:
     start = time.monotonic()
-    table = sensitivity.METHODS[method](
-      quantized,
-      workload.variables,
-      images,
-      labels,
-      key=jax.random.key(0),
-      widths=WIDTHS,
-      chunk=min(8, options.images_at_once(quantized)),
+    chosen = dataclasses.replace(config, sensitivities=method)
+    # Not from a cache, for they are timed.
+    tables[method] = pipeline.find_sensitivities(
+      workload, quantized, chosen, None
     )
-    tables[method] = np.asarray(table)
     seconds[method] = time.monotonic() - start
-  problem = mixed_precision.make_problem(
-    quantized,
-    workload.variables,
-    *workload.search,
-    objectives=('divergence', *COSTS),
-    images_at_once=options.images_at_once(quantized),
-    sensitivities=next(iter(tables.values())),
+  problem = pipeline.make_problem(
+    workload, quantized, config, next(iter(tables.values()))
   )
-  draw = np.random.default_rng(FLAGS.seed)
-  count, (nodes, choices) = FLAGS.configurations, problem.allowed.shape
+  draw = np.random.default_rng(own.seed)
+  count, (nodes, choices) = own.configurations, problem.allowed.shape
   kinds = {
     'random': draw.integers(0, choices, (count, nodes)),
-    'near_front': near_front(
-      jax.random.key(FLAGS.seed), problem, tables, count
-    ),
+    'near_front': near_front(jax.random.key(own.seed), problem, tables, count),
   }
   with tqdm.tqdm(total=2 * count, desc='measuring', disable=None) as bar:
     truth = {
@@ -115,7 +109,8 @@ def run() -> None:
     }
   print(
     f'\n{workload.name}: Spearman (Kendall) over {count} configurations, '
-    f'{len(labels)} calibration images, {len(problem.data.labels)} to measure\n'
+    f'{len(workload.calibration.labels)} calibration images, '
+    f'{len(problem.data.labels)} to measure\n'
   )
   print('| sensitivities | random | near the front | seconds | evaluations |')
   print('|---|---|---|---|---|')
@@ -124,8 +119,8 @@ def run() -> None:
     for kind, rows in kinds.items():
       spearman, kendall = correlations(table, rows, truth[kind])
       cells.append(f'{spearman:.3f} ({kendall:.3f})')
-    spent = estimates.sensitivity_evaluations(
-      workload, quantized, WIDTHS, method
+    spent = pipeline.sensitivity_evaluations(
+      workload, quantized, method, WIDTHS
     )
     cells += [f'{seconds[method]:.1f}', f'{spent}']
     print(f'| {method} | {" | ".join(cells)} |')

@@ -4,13 +4,13 @@ python -m experiments.workloads --workload=resnext101_32x8d \
     --extra_ops=add,pool
 """
 
-from absl import flags
+from absl import flags as absl_flags
 
-from experiments import options
+from experiments import flags
 from experiments.launch import launch
 from nemo_jax.quantization.transform import Structure
 
-flags.adopt_module_key_flags(options)
+absl_flags.adopt_module_key_flags(flags)
 
 HEAD = ('operation', 'kind', 'quantizers', 'parameters', 'MACs')
 
@@ -37,13 +37,13 @@ def table(structure: Structure) -> str:
 
 def check() -> None:
   """Raises `InputError` for flags that cannot be used."""
-  options.check_network()
+  flags.check_network()
 
 
 def run() -> None:
   """The experiment."""
   check()
-  structure = options.inspect_network()
+  structure = flags.inspect_network()
   weights = sum(q.is_weight for q in structure.quantizers)
   total = len(structure.quantizers)
   costs = structure.costs

@@ -1,17 +1,19 @@
 """A search with something taken out of it, or replaced, by a word."""
 
+import functools
 import math
 
 import jraph
 import numpy as np
 
 from nemo_jax.core.types import InputError
+from nemo_jax.search import surrogate
 from nemo_jax.search.problem import Problem
 from nemo_jax.tasks import mixed_precision
 
-# What a word changes in `nemo.step`; the others change the problem.
+# What a word changes in `nemo.make`; the others change the problem.
 SETTINGS = {
-  'unscreened': {'screen': False},
+  'unscreened': {'surrogate': functools.partial(surrogate.make, screens=False)},
   'proportional': {'exploration': 0.0},
   'equal': {'exploration': math.inf},
   'hypervolume': {'utility': 'hypervolume'},
@@ -40,11 +42,12 @@ def _with_edges(graph: jraph.GraphsTuple, senders, receivers):
 def ablate(
   word: str, problem: Problem, data_flow: jraph.GraphsTuple
 ) -> tuple[Problem, dict]:
-  """The problem, and options of `nemo.step`, with what the word names.
+  """The problem, and options of `nemo.make`, with what the word names.
 
-  `unscreened` has no surrogate; `proportional` and `equal` size species without
-  the confidence bonus, or all alike; `hypervolume` and `front_count` are
-  utilities in place of R2. `featureless` leaves nodes their place in the order
+  In `unscreened` the surrogate picks nothing; `proportional` and `equal` size
+  species without the confidence bonus, or all alike; `hypervolume` and
+  `front_count` are utilities in place of R2. `featureless` leaves nodes their
+  place in the order
   alone, without which all would be one; `edgeless` no edge; `data_flow` has the
   edges of the data flow in place of the chain; `blind` no sensitivities.
 

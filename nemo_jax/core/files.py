@@ -302,6 +302,14 @@ def is_sealed(content: Mapping[str, Any]) -> bool:
   return dict(content) == seal(content)
 
 
+def write_json(
+  path: str | os.PathLike, content: Mapping[str, Any], indent: int | None = None
+) -> None:
+  """Writes an object as JSON with its digest, whole or not at all."""
+  content = json.loads(json.dumps(content, default=plain))
+  write_text(path, json.dumps(seal(content), indent=indent) + '\n')
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """The object in a JSON file, unchecked.
 

@@ -20,6 +20,7 @@ from nemo_jax.core.types import InputError
 from nemo_jax.data import Source
 from nemo_jax.data.decoding import decode, preprocess
 from nemo_jax.data.drawing import Drawn, draw
+from nemo_jax.data.labelled import Images
 
 __all__ = [
   'Images',
@@ -34,13 +35,6 @@ __all__ = [
 _LAYOUT = 2  # of the cache; another number makes old ones unread
 _MANIFEST = 'manifest.json'
 _STEMS = ('images', 'labels', 'digests')  # of the files of a sample
-
-
-class Images(NamedTuple):
-  """Labelled images."""
-
-  images: np.ndarray  # [B, height, width, channels]
-  labels: np.ndarray  # [B] int32
 
 
 class Sample(NamedTuple):

@@ -92,7 +92,7 @@ def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
 
 
 def _check(quantized, variables, images, widths) -> None:
-  transform.quantized.structure.num_classes()
+  quantized.structure.num_classes()
   tracing.check_arguments(variables, images)
   if not len(images):
     raise InputError('sensitivities need at least one image')

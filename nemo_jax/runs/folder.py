@@ -14,20 +14,25 @@ import fcntl
 import json
 import os
 import pathlib
-import platform
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-import jax
 import orbax.checkpoint as ocp
 
-import nemo_jax
 from nemo_jax.core import files
-from nemo_jax.runs import front as front_lib
-from nemo_jax.core.types import InputError, PyTree
-from nemo_jax.runs.checkpoints import discard_after, open_checkpoints, restore, save
-from nemo_jax.runs.metrics import append_metrics, read_metrics, rewind_metrics
+from nemo_jax.runs.front import FRONT_FILE, Front
+from nemo_jax.core.types import Array, InputError
+from nemo_jax.runs.checkpoints import save
+from nemo_jax.runs.metrics import append_metrics
+
+class State(Protocol):
+  """What is stored: a tree of arrays that counts its generations."""
+
+  generation: Array
+
+
+Step = Callable[[State], tuple[State, dict[str, Array]]]
 
 # In flags.json, beside the flags: what the run read, by its digest.
 _READ = 'digests'
@@ -167,7 +172,7 @@ def started(
   workdir: str | os.PathLike,
   flags: Mapping[str, Any],
   digests: Mapping[str, str],
-) -> Iterator[tuple[str, dict[str, Any] | None]]:
+) -> Iterator[tuple[str, Front | None]]:
   """The digest of a run, and its front if it has ended.
 
   Within, no other process runs in the folder, and errors of the operating
@@ -197,11 +202,11 @@ def started(
 def evolve(
   workdir: str | os.PathLike,
   checkpoints: ocp.CheckpointManager | None,
-  step,
-  state: PyTree,
+  step: Step,
+  state: State,
   generations: int,
   run: str | None = None,
-) -> Iterator[tuple[PyTree, dict]]:
+) -> Iterator[tuple[State, dict]]:
   """The state and metrics of each generation still to come, all stored.
 
   Without `checkpoints` nothing is stored: another process does it. `run` is
@@ -218,17 +223,17 @@ def evolve(
     yield state, metrics
 
 
-def finished(workdir: str | os.PathLike, run: str) -> dict[str, Any] | None:
+def finished(workdir: str | os.PathLike, run: str) -> Front | None:
   """The front of a run that has ended; None where it is still to be written.
 
   Raises:
     InputError: it is of a version that is not known.
   """
-  if not (files.local(workdir) / 'front.json').exists():
+  if not (files.local(workdir) / FRONT_FILE).exists():
     return None
   try:
-    front = read_front(workdir)
+    front = Front.load(workdir)
   except files.DamagedError as error:
     warnings.warn(f'{error}; it is written again', stacklevel=2)
     return None
-  return front if front.get('run') == run else None
+  return front if front.run == run else None

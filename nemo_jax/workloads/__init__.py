@@ -2,20 +2,22 @@
 
 A workload file has three functions: `network(image_size)` returns a `Network`,
 `check(sources)` refuses sources that the network does not take, and
-`load(sources)` returns a `Workload`.
+`load(sources)` returns a `Workload`. A path that ends in `.py`, or a module
+with a dot, names a workload of the user's own.
 """
 
-import importlib
 import os
-import pkgutil
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
 
+from nemo_jax.core import plugins
 from nemo_jax.core.files import errors_named
 from nemo_jax.core.types import Array, InputError, PyTree
-from nemo_jax.data.images import Images
+from nemo_jax.data.labelled import Images
 from nemo_jax.quantization.trace import finite
 
 
@@ -54,21 +56,27 @@ class Workload(NamedTuple):
   variables: PyTree
   calibration: Images  # sets the ranges of the quantizers
   search: Images  # scores candidates
-  test: Images  # scores the front, once, at the end
+  test: Images | None  # scores the front, once, at the end
 
 
 def names() -> list[str]:
   """The names of all workloads."""
-  found = [module.name for module in pkgutil.iter_modules(__path__)]
-  return sorted(name for name in found if not name.startswith('_'))
+  return plugins.names(sys.modules[__name__])
 
 
-def _module(name: str):
-  if name not in names():
-    raise InputError(
-      f'unknown workload {name!r}; the choices are {", ".join(names())}'
-    )
-  return importlib.import_module(f'{__name__}.{name}')
+def find(name: str) -> ModuleType:
+  """The module of a workload.
+
+  Raises:
+    InputError: the name is unknown, or the file is no workload.
+  """
+  needed = 'network', 'check', 'load'
+  return plugins.find(sys.modules[__name__], 'workload', name, needed)
+
+
+def short_name(name: str) -> str:
+  """The name of a workload in results and folders."""
+  return plugins.short_name(name)
 
 
 def network(name: str, image_size: int | None = None) -> Network:
@@ -77,7 +85,7 @@ def network(name: str, image_size: int | None = None) -> Network:
   Raises:
     InputError: the name is unknown, or the size is not for this network.
   """
-  return _module(name).network(image_size)
+  return find(name).network(image_size)
 
 
 def check(name: str, cache: str | os.PathLike, **sources) -> None:
@@ -85,7 +93,7 @@ def check(name: str, cache: str | os.PathLike, **sources) -> None:
 
   Nothing is read, trained or downloaded.
   """
-  _module(name).check(Sources(cache, **sources))
+  find(name).check(Sources(cache, **sources))
 
 
 def load(name: str, cache: str | os.PathLike, **sources) -> Workload:
@@ -99,7 +107,7 @@ def load(name: str, cache: str | os.PathLike, **sources) -> Workload:
   Raises:
     InputError: the name is unknown, or a source cannot be used.
   """
-  module = _module(name)
+  module = find(name)
   with errors_named(cache):
     workload = module.load(Sources(cache, **sources))
   if bad := finite.bad_variables(workload.variables):

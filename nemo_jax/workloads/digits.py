@@ -24,7 +24,7 @@ import tqdm
 
 from nemo_jax.core import files
 from nemo_jax.core.types import Array, InputError, PyTree
-from nemo_jax.data.images import Images
+from nemo_jax.data.labelled import Images
 from nemo_jax.workloads import Network, Sources, Workload
 
 NUM_CLASSES = 10

@@ -1,4 +1,4 @@
-"""What an archive keeps when it is full, against brute force."""
+"""What an archive keeps, also when it is full, against brute force."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,9 +12,104 @@ from nemo_jax import pareto
 from nemo_jax.core.types import InputError
 from nemo_jax.pareto import contributions
 from nemo_jax.search.problem import Population
+from tests.pareto.sets import signed_zeros, uniform_floats, whole_floats
 
 CAPACITY, OFFERED = 6, 10
 insert = jax.jit(pareto.archive_insert)
+batched_insert = jax.jit(jax.vmap(pareto.archive_insert))
+
+
+# Of all that was offered.
+
+
+def offered(seed, batch, steps, size, m, draw=whole_floats):
+  """A stream of `steps` candidates, each row with a number of its own."""
+  rng = np.random.default_rng(seed)
+  objectives = draw(rng, (batch, steps, size, m))
+  objectives[rng.random(objectives.shape) < 0.02] = np.inf
+  objectives[rng.random(objectives.shape) < 0.02] = np.nan
+  number = np.arange(steps * size, dtype=np.int32).reshape(steps, size, 1)
+  number = np.broadcast_to(number, (batch, steps, size, 1))
+  return Population(number, objectives, number[..., 0] % 5)
+
+
+def at_step(stream, step):
+  return jax.tree.map(lambda x: x[:, step], stream)
+
+
+def archive_after(stream, capacity):
+  """The archive after every step, from an empty one."""
+  batch, steps, _, m = stream.objectives.shape
+  empty = pareto.empty_population(capacity, 1, m)
+  archive = jax.tree.map(lambda x: np.stack([x] * batch), empty)
+  for step in range(steps):
+    archive = batched_insert(archive, at_step(stream, step))
+  return jax.tree.map(np.asarray, archive)
+
+
+def numbers_in(archive, i):
+  return archive.choices[i, np.isfinite(archive.objectives[i, :, 0]), 0]
+
+
+@pytest.mark.parametrize('draw', [whole_floats, signed_zeros, uniform_floats])
+@pytest.mark.parametrize('m', [2, 3])
+def test_archive_is_the_front_of_all_that_was_ever_offered(draw, m):
+  batch, steps, size = 300, 6, 8
+  stream = offered(m, batch, steps, size, m, draw)
+  archive = archive_after(stream, capacity=steps * size)
+  for i in range(batch):
+    rows = stream.objectives[i].reshape(-1, m).astype(np.float64)
+    finite = np.flatnonzero(np.isfinite(rows).all(-1))
+    # Of equal rows moocore keeps the first one, which is the oldest.
+    front = finite[moocore.is_nondominated(rows[finite], keep_weakly=False)]
+    kept = numbers_in(archive, i)
+    np.testing.assert_array_equal(np.sort(kept), front)
+    np.testing.assert_array_equal(
+      archive.objectives[i, : len(kept)], rows[kept]
+    )
+    np.testing.assert_array_equal(archive.species[i, : len(kept)], kept % 5)
+
+
+def test_archive_leaves_its_empty_slots_blank_and_last():
+  archive = archive_after(offered(0, 300, 6, 8, 3), capacity=48)
+  occupied = np.isfinite(archive.objectives).all(-1)
+  assert (np.diff(occupied.astype(int)) <= 0).all()
+  assert (archive.objectives[~occupied] == np.inf).all()
+  assert (archive.species[~occupied] == -1).all()
+  assert (archive.choices[~occupied] == 0).all()
+
+
+@pytest.mark.parametrize('bad', [np.inf, -np.inf, np.nan])
+def test_archive_never_takes_a_row_that_was_not_evaluated(bad):
+  stream = offered(0, 300, 6, 8, 3)
+  stream.objectives[..., 1] = bad
+  archive = archive_after(stream, capacity=48)
+  assert (archive.objectives == np.inf).all()
+  assert (archive.species == -1).all()
+
+
+def test_archive_does_not_change_when_the_same_is_offered_twice():
+  stream = offered(1, 300, 6, 8, 3)
+  once = archive_after(stream, capacity=48)
+  for step in range(6):
+    twice = batched_insert(once, at_step(stream, step))
+    jax.tree.map(np.testing.assert_array_equal, twice, once)
+
+
+def thick_fronts(rng, shape):
+  rows = rng.random(shape)
+  rows /= rows.sum(-1, keepdims=True)
+  return (rows * rng.uniform(1, 1.1, shape[:-1])[..., None]).astype(np.float32)
+
+
+def test_archive_that_overflows_again_and_again_stays_a_front():
+  archive = archive_after(offered(2, 300, 4, 48, 3, thick_fronts), capacity=8)
+  assert np.isfinite(archive.objectives).all()
+  for objectives in archive.objectives.astype(np.float64):
+    assert moocore.is_nondominated(objectives, keep_weakly=False).all()
+
+
+# When it is full.
 
 
 def population(objectives, first=0) -> Population:

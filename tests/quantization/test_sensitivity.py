@@ -14,7 +14,8 @@ from nemo_jax import quantize
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import sensitivity
 from nemo_jax.quantization.ptq import reconstruct
-from nemo_jax.quantization.transform import Quantized
+from nemo_jax.quantization.quantized import Quantized
+from tests.quantization.networks import normal
 
 CHANGING = (2, 3, 6)
 # The last is beyond the widest quantizer and changes nothing.
@@ -70,11 +71,6 @@ class Case(NamedTuple):
   def names(self):
     """Of the quantizers."""
     return [q.name for q in self.quantized.quantizers]
-
-
-def normal(seed, *shape):
-  draw = np.random.default_rng(seed).normal(size=shape)
-  return jnp.asarray(draw, jnp.float32)
 
 
 # A network, what its bank was reconstructed by, and a lowering.

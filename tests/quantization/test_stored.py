@@ -6,22 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nemo_jax
-from nemo_jax import InputError
 from nemo_jax.quantization import costs, transform
+from tests.quantization.networks import IMAGES, WORDS, normal, quick_quantize
 
-
-def normal(seed, *shape):
-  draw = np.random.default_rng(seed).normal(size=shape)
-  return jnp.asarray(draw, jnp.float32)
-
-
-def quantized(apply, variables, images):
-  return nemo_jax.quantize(apply, variables, images, calibration='min_max')
-
-
-IMAGES = normal(0, 6, 5, 4)
-WORDS = jnp.asarray(np.random.default_rng(1).integers(0, 10, (6, 5)))
 TABLE = {'table': normal(2, 10, 4)}
 
 
@@ -53,7 +40,7 @@ LOOK_UPS = {
 def test_every_use_of_a_tied_table_sees_the_quantized_one(look_up, bits):
   of = LOOK_UPS[look_up]
   apply = lambda v, x: of(v['table'], x).mean(1) @ v['table'].T
-  network = quantized(apply, TABLE, WORDS)
+  network = quick_quantize(apply, TABLE, WORDS)
   assert [q.name for q in network.quantizers] == ['table:input', 'table']
   assert network.quantizers[1].channels == 1
   by_hand = 40 * bits + 32 + 64
@@ -80,7 +67,7 @@ def test_a_tied_embedding_in_flax_is_one_tensor():
       return embed.attend(jnp.tanh(embed(x)).mean(1))
 
   variables = Tied().init(jax.random.key(0), WORDS)
-  network = quantized(Tied().apply, variables, WORDS)
+  network = quick_quantize(Tied().apply, variables, WORDS)
   assert [q.is_weight for q in network.quantizers] == [False, True]
   assert network.costs.parameters == 40
 
@@ -98,7 +85,7 @@ def test_a_tied_embedding_in_flax_is_one_tensor():
   ids=['sum', 'norm', 'row', 'loop'],
 )
 def test_other_uses_of_a_weight_see_the_quantized_one(apply):
-  network = quantized(apply, TABLE, IMAGES)
+  network = quick_quantize(apply, TABLE, IMAGES)
   assert network.costs.parameters == 40
   found = network.apply(TABLE, IMAGES, np.asarray([32, 3]))
   expected = apply({'table': held(network, TABLE, 3)}, IMAGES)
@@ -108,7 +95,7 @@ def test_other_uses_of_a_weight_see_the_quantized_one(apply):
 def test_a_table_that_is_only_looked_up_stays_in_float():
   variables = TABLE | {'w': normal(3, 4, 3)}
   apply = lambda v, x: v['table'][x] @ v['w']
-  network = quantized(apply, variables, WORDS)
+  network = quick_quantize(apply, variables, WORDS)
   assert [q.name for q in network.quantizers] == ['w:input', 'w']
   size = costs.model_size(network.costs, [2, 2])
   assert size == 12 * 2 + 32 * (3 + 2) + 40 * 32
@@ -116,14 +103,14 @@ def test_a_table_that_is_only_looked_up_stays_in_float():
 
 def test_a_weight_that_is_returned_is_stored_in_float_beside():
   apply = lambda v, x: (x @ v['table'].T, v['table'])
-  network = quantized(apply, TABLE, IMAGES)
+  network = quick_quantize(apply, TABLE, IMAGES)
   size = costs.model_size(network.costs, [2, 2])
   assert size == 40 * 2 + 32 * (10 + 2) + 40 * 32
 
 
 def test_gradients_reach_a_tied_table_by_both_uses():
   apply = lambda v, x: v['table'][x].mean(1) @ v['table'].T
-  network = quantized(apply, TABLE, WORDS)
+  network = quick_quantize(apply, TABLE, WORDS)
   bits = np.asarray([32, 8])
   loss = lambda of: lambda v: (of(v) ** 2).sum()
   found = jax.grad(loss(lambda v: network.apply(v, WORDS, bits)))(TABLE)
@@ -182,89 +169,6 @@ def test_of_a_stack_of_weights_the_ones_that_are_read_count():
   assert size == 16 * 8 + 32 * (4 + 2) + 32 * (4 + 4)
 
 
-# What images are resampled with.
-
-
-@pytest.mark.parametrize('method', ['linear', 'cubic', 'lanczos3', 'nearest'])
-@pytest.mark.parametrize('size', [(16, 16), (5, 11), (8, 3)])
-def test_resampling_is_no_layer(method, size):
-  images = normal(0, 3, 8, 8, 3)
-  variables = {'w': normal(1, 3, 4)}
-
-  def apply(v, x):
-    x = jax.image.resize(x, (len(x), *size, 3), method)
-    return x.mean((1, 2)) @ v['w']
-
-  network = quantized(apply, variables, images)
-  assert [q.name for q in network.quantizers] == ['w:input', 'w']
-  assert network.costs.parameters == 12
-  assert network.costs.macs.sum() == 12
-  products = sum(a != b for a, b in zip(size, (8, 8), strict=True))
-  assert len(network.fixed) == (0 if method == 'nearest' else products)
-  found = network.apply(variables, images, np.full(2, 32))
-  np.testing.assert_allclose(found, apply(variables, images), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-  'matrix',
-  [
-    lambda: jnp.eye(4),
-    lambda: jnp.tril(jnp.ones((4, 4))),
-    lambda: jnp.cos(jnp.outer(jnp.arange(4.0), jnp.arange(4.0))),
-    lambda: jnp.ones((4, 4)) * jnp.asarray([1.0, 2.0, 3.0, 4.0]),
-  ],
-  ids=['eye', 'sums', 'cosines', 'from fewer numbers'],
-)
-def test_products_with_what_is_computed_are_named_and_no_layers(matrix):
-  apply = lambda v, x: x @ matrix() @ v['w']
-  structure = transform.inspect(apply, {'w': normal(1, 4, 3)}, IMAGES)
-  assert [op.name for op in structure.operations] == ['w']
-  assert structure.fixed == ('dot_general [2, 5, 4] [4, 4]',)
-
-
-def test_a_captured_matrix_is_a_layer():
-  matrix = normal(5, 4, 4)
-  apply = lambda v, x: x @ matrix @ v['w']
-  structure = transform.inspect(apply, {'w': normal(1, 4, 3)}, IMAGES)
-  assert [op.name for op in structure.operations] == ['constant', 'w']
-
-
-# Products of other numbers.
-
-
-@pytest.mark.parametrize(
-  ('apply', 'words'),
-  [
-    (lambda v, x: jnp.abs(x @ v['c']), 'complex numbers'),
-    (lambda v, x: jnp.abs((x + 0j) @ (x + 1j).mT), 'complex numbers'),
-    (lambda v, x: jnp.fft.fft(x) @ v['c'], 'complex numbers'),
-    (
-      lambda v, x: jnp.round(x).astype(jnp.int8) @ v['i'],
-      'product with i is one of int8; give the network in floating point',
-    ),
-    (
-      lambda v, x: jax.lax.dot_general(
-        jnp.round(x).astype(jnp.int8),
-        v['i'],
-        (((2,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-      ),
-      'product with i is one of int8',
-    ),
-  ],
-  ids=['weight', 'images', 'fft', 'whole numbers', 'summed in float'],
-)
-def test_products_of_numbers_that_no_quantizer_is_for_are_refused(apply, words):
-  variables = {
-    'w': normal(1, 4, 3),
-    'c': normal(2, 4, 3) + 1j,
-    'i': jnp.ones((4, 3), jnp.int8),
-  }
-  with pytest.raises(InputError, match=words) as raised:
-    transform.inspect(apply, variables, IMAGES)
-  assert len(str(raised.value).splitlines()) == 1
-
-
 def test_complex_variables_count_as_two_numbers():
   variables = {'w': normal(1, 4, 3), 'c': normal(2, 4) + 1j}
   apply = lambda v, x: jnp.abs(x * v['c']) @ v['w']
@@ -304,23 +208,6 @@ def test_weights_that_are_computed_at_every_use_are_one_tensor():
   assert len(set(sizes)) == 1
 
 
-@pytest.mark.parametrize(
-  'derive',
-  [
-    lambda w: w * 0.5,
-    lambda w: (w - w.mean()) / w.std(),
-    lambda w: jnp.concatenate([w[:2], w[2:]]),
-    lambda w: w.astype(jnp.bfloat16).astype(jnp.float32),
-    lambda w: w[1:, 1:][:2, :2].repeat(2, 0).repeat(2, 1),
-  ],
-  ids=['scaled', 'standardised', 'joined', 'rounded', 'repeated'],
-)
-def test_a_derived_weight_that_is_used_twice_is_one_tensor(derive):
-  apply = lambda v, x: jnp.tanh(x @ derive(v['s'])) @ derive(v['s'])
-  structure = transform.inspect(apply, {'s': normal(1, 4, 4)}, IMAGES)
-  assert [q.is_weight for q in structure.quantizers] == [False, True, False]
-
-
 @pytest.mark.parametrize('as_array', [jnp.asarray, np.asarray])
 def test_a_jitted_function_has_captured_its_arrays_once(as_array):
   square, table = as_array(normal(1, 4, 4)), as_array(normal(2, 5, 4))
@@ -336,30 +223,3 @@ def test_a_jitted_function_has_captured_its_arrays_once(as_array):
     'w',
   ]
   assert structure.costs.parameters == 16 + 20 + 12
-
-
-@pytest.mark.parametrize(
-  'apply',
-  [
-    lambda v, x: v['t'][(x + v['t'].argmax(0)[0]) % 10].mean(1) @ v['w'],
-    lambda v, x: v['t'][(x + (x * x)) % 10].mean(1) @ v['w'],
-    lambda v, x: v['t'][x].mean(1) @ v['w'] + (x > 3).sum(1)[:, None],
-    lambda v, x: jnp.fft.fft(v['t'][x] @ v['s']).sum(1).real @ v['w'],
-    lambda v, x: (
-      (jnp.fft.fft(v['t'][x]) + v['t'][x] @ v['s']).real[:, 0] @ v['w']
-    ),
-  ],
-  ids=['indices', 'two indices', 'counts', 'complex pool', 'complex add'],
-)
-def test_sums_of_whole_and_complex_numbers_are_not_quantized(apply):
-  variables = {
-    't': normal(1, 10, 4),
-    's': normal(2, 4, 4),
-    'w': normal(3, 4, 3),
-  }
-  network = nemo_jax.quantize(
-    apply, variables, WORDS, calibration='min_max', extra_ops=('add', 'pool')
-  )
-  assert not [op for op in network.operations if op.kind == 'add']
-  low = np.full(len(network.quantizers), 2)
-  assert np.isfinite(network.apply(variables, WORDS, low)).all()

@@ -12,7 +12,8 @@ from nemo_jax import InputError, quantize, workloads
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.search.evaluate import evaluate
-from nemo_jax.tasks import mixed_precision
+from nemo_jax.tasks import mixed_precision, scoring
+from nemo_jax.tasks import objectives as objectives_lib
 from nemo_jax.workloads import digits as digits_lib
 
 UNIFORM_8 = 6  # index of 8 bits among 2..8
@@ -29,7 +30,7 @@ def problem(digits, quantized):
     quantized,
     digits.variables,
     *digits.search,
-    objectives=mixed_precision.OBJECTIVES,
+    objectives=objectives_lib.NAMES,
   )
 
 
@@ -43,7 +44,7 @@ def uniform(problem):
 
 def test_the_network_is_accurate_on_images_it_never_saw(digits):
   logits = jax.jit(digits.apply)(digits.variables, digits.test.images)
-  error = jnp.mean(~objectives.in_top_k(logits, digits.test.labels, 1))
+  error = jnp.mean(~objectives_lib.in_top_k(logits, digits.test.labels, 1))
   assert float(error) <= 0.03
 
 
@@ -96,7 +97,7 @@ def test_eight_bits_are_within_a_point_of_float(digits, quantized, problem):
   assert abs(top1[0] - top1[1]) <= 0.01
   assert np.all(top5 >= top1)
   logits = jax.jit(digits.apply)(digits.variables, digits.test.images)
-  error = jnp.mean(~objectives.in_top_k(logits, digits.test.labels, 1))
+  error = jnp.mean(~objectives_lib.in_top_k(logits, digits.test.labels, 1))
   assert top1[0] == np.float32(1 - error)
 
 
@@ -152,7 +153,7 @@ def test_a_network_that_says_nothing_scores_nothing():
   labels = jnp.zeros(4, jnp.int32)
   for value in (0.0, jnp.nan, jnp.inf):
     logits = jnp.full((4, 10), value)
-    assert not objectives.in_top_k(logits, labels, 1).any()
+    assert not objectives_lib.in_top_k(logits, labels, 1).any()
 
 
 def test_guessing_and_the_widest_bits_bound_the_reference(problem, uniform):
@@ -161,7 +162,7 @@ def test_guessing_and_the_widest_bits_bound_the_reference(problem, uniform):
   )
   assert reference['top1_error'] == pytest.approx(0.9)
   assert reference['cross_entropy'] == pytest.approx(np.log(10))
-  for name in mixed_precision.COSTS:
+  for name in objectives_lib.COSTS:
     assert uniform[name].max() < reference[name] < 1.2 * uniform[name].max()
 
 
@@ -198,9 +199,17 @@ def test_batches_of_candidates_score_the_same(problem):
     ((), (2, 8), 'two or more'),
   ],
 )
-def test_options_that_cannot_be_searched(objectives, widths, words):
+def test_options_that_cannot_be_searched(
+  digits, quantized, objectives, widths, words
+):
   with pytest.raises(InputError, match=words):
-    mixed_precision.check_options(objectives, widths)
+    mixed_precision.make_problem(
+      quantized,
+      digits.variables,
+      *digits.search,
+      objectives=objectives,
+      bit_widths=widths,
+    )
 
 
 def test_unknown_workloads_list_the_known(tmp_path):
@@ -292,7 +301,7 @@ def test_labels_that_are_no_classes_are_refused(
 
 def test_a_label_that_is_no_class_is_an_error():
   logits = jnp.ones((3, 10))
-  assert not objectives.in_top_k(logits, jnp.arange(10, 13), 1).any()
+  assert not objectives_lib.in_top_k(logits, jnp.arange(10, 13), 1).any()
 
 
 def test_choices_that_leave_nothing_are_refused(digits, quantized):

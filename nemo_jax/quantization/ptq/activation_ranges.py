@@ -9,7 +9,7 @@ import tqdm
 
 from nemo_jax.core.types import Array, PyTree
 from nemo_jax.quantization import transform
-from nemo_jax.quantization.numerics import fake_quant
+from nemo_jax.quantization.numerics import fake_quant, observe
 from nemo_jax.quantization.numerics import ranges as ranges_lib
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.ptq.layers import Layer, Moments, watch
@@ -90,7 +90,7 @@ def find(
     value = equalized(layer, value).astype(jnp.float32)
     weights = [None, importance[layer.weight]] if by_output else [None]
     return jnp.stack(
-      [ranges_lib.histogram(value, *limits[layer.weight], w) for w in weights]
+      [observe.histogram(value, *limits[layer.weight], w) for w in weights]
     )
 
   see = functools.partial(watch, quantized, variables)

@@ -178,6 +178,35 @@ def test_quantized_networks_agree_to_float_rounding(digits):
     np.testing.assert_allclose(traced, backend, atol=tolerance)
 
 
+def test_an_accelerator_runs_no_product_of_eight_bit_codes_in_float32(digits):
+  quantized = quantize(
+    digits.apply,
+    digits.variables,
+    digits.calibration.images[:32],
+    calibration='min_max',
+    lowering='backend',
+  )
+  images = digits.search.images[:4]
+
+  @jax.jit
+  def run(images, bits):
+    return quantized.apply(digits.variables, images, bits, max_bits=8)
+
+  kinds = [operation.kind for operation in quantized.operations]
+  # A GPU sums depthwise products outside of its matrix units.
+  counts = {'cuda': 10 - kinds.count('depthwise'), 'tpu': 10}
+  for platform, count in counts.items():
+    traced = run.trace(images, jnp.full(20, 8))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    words = ('stablehlo.convolution', 'stablehlo.dot_general')
+    products = [
+      line for line in text.splitlines() if any(word in line for word in words)
+    ]
+    assert len(products) == count
+    for line in products:
+      assert line.rsplit(' : ', 1)[1].split(' -> ')[0].count('xbf16') == 2
+
+
 def test_an_unknown_lowering_lists_the_known(digits):
   with pytest.raises(ValueError, match="'fast'; the choices are traced, back"):
     quantize(

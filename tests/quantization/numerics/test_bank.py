@@ -7,11 +7,12 @@ import pytest
 from nemo_jax import InputError
 from nemo_jax.core import files
 from nemo_jax.quantization.numerics import bank
-from nemo_jax.quantization.numerics.ranges import WIDTHS, Range
+from nemo_jax.quantization.numerics.ranges import Range
+from nemo_jax.quantization.numerics.widths import CODED, WIDTHS
 from nemo_jax.quantization.trace.analysis import Site
 
 SITE = Site(*range(len(Site._fields)))
-ROWS = len(bank.WIDTHS)
+ROWS = len(CODED)
 
 
 def example() -> bank.Bank:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nemo_jax.quantization.numerics import fake_quant as fq
+from nemo_jax.quantization.numerics.widths import WIDTHS
 
-ALL_BITS = tuple(range(fq.MIN_BITS, fq.MAX_BITS + 1))
+ALL_BITS = WIDTHS
 SIZE = 24
 fake_quant = jax.jit(fq.fake_quant)
 

@@ -4,25 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-import nemo_jax
 from nemo_jax.quantization.numerics import fake_quant as fq
-from nemo_jax.quantization.numerics import ranges
+from nemo_jax.quantization.numerics import observe, ranges
 from nemo_jax.quantization.numerics import widths as widths_lib
+from tests.quantization.numerics.samples import (
+  PERCENTILE,
+  SHAPE,
+  drawn,
+  each_method,
+  some,
+  weights,
+)
 
 WIDTHS = np.asarray(widths_lib.WIDTHS)
-SHAPE = (40, 3)  # of most weights below, so that programs are compiled once
-PERCENTILE = 95.0
 # By how much a percentile that lies between two of the 32 ends that are tried
 # may err less than either.
 GRID = 0.35
-each_method = pytest.mark.parametrize('method', ranges.METHODS)
 each_scheme = pytest.mark.parametrize('scheme', ranges.SCHEMES)
-weights = hnp.arrays(np.float32, SHAPE, elements=st.floats(-10, 10, width=32))
-some = settings(max_examples=25, deadline=None)
 
 
 @jax.jit
@@ -56,22 +57,8 @@ def weight_range(weight, method, scheme='symmetric', axes=(1,)):
 def activation_range(values, method, percentile=PERCENTILE):
   values = jnp.asarray(values, jnp.float32)
   low, high = values.min(), values.max()
-  counts = ranges.histogram(values, low, high)
+  counts = observe.histogram(values, low, high)
   return ranges.activation_range(low, high, counts, method, percentile)
-
-
-def drawn(name, shape=SHAPE):
-  """Values with tails of several weights, and none at all."""
-  rng = np.random.default_rng(0)
-  draw = {
-    'gaussian': rng.normal,
-    'laplace': rng.laplace,
-    'uniform': lambda size: rng.uniform(-1, 1, size),
-    'heavy': lambda size: rng.standard_t(2, size),
-    'positive': lambda size: np.abs(rng.normal(size=size)),
-    'skewed': lambda size: rng.exponential(size=size) - 0.2,
-  }[name]
-  return draw(size=shape).astype(np.float32)
 
 
 NAMES = ('gaussian', 'laplace', 'uniform', 'heavy', 'positive', 'skewed')
@@ -126,8 +113,8 @@ def test_least_squares_errs_no_more_than_a_percentile(scheme, name):
 def test_least_squares_of_an_activation_errs_least(name):
   values = drawn(name, (4000,))
   low, high = values.min(), values.max()
-  counts = np.asarray(ranges.histogram(jnp.asarray(values), low, high))
-  edges = np.linspace(low, high, ranges.BINS + 1)
+  counts = np.asarray(observe.histogram(jnp.asarray(values), low, high))
+  edges = np.linspace(low, high, observe.BINS + 1)
   centers = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
   tables = {m: activation_range(values, m) for m in ranges.METHODS}
   binned = {
@@ -282,127 +269,8 @@ def test_percentiles_of_activations_are_those_of_numpy_to_a_bin(percentile):
   tails = [50 - percentile / 2, 50 + percentile / 2]
   expected = np.percentile(values, tails, method='inverted_cdf')
   table = activation_range(values, 'percentile', percentile)
-  width = (values.max() - values.min()) / ranges.BINS
+  width = (values.max() - values.min()) / observe.BINS
   np.testing.assert_allclose(ends(table), expected, atol=1.1 * width)
-
-
-# Histograms.
-
-
-def test_the_histogram_is_that_of_numpy():
-  rng = np.random.default_rng(0)
-  # Exact in float32, and so are the edges: no value is near a boundary.
-  values = rng.integers(-4096, 4097, (50, 60)) / np.float32(4096)
-  values = np.append(values.ravel(), [-1, 1, 1]).astype(np.float32)
-  counts = ranges.histogram(jnp.asarray(values), -1.0, 1.0)
-  expected, _ = np.histogram(values, ranges.BINS, (-1, 1))
-  np.testing.assert_array_equal(counts, expected)
-
-
-def test_the_histogram_of_any_values_is_that_of_numpy_but_for_rounding():
-  values = drawn('heavy', (20000,))
-  low, high = values.min(), values.max()
-  counts = np.asarray(ranges.histogram(jnp.asarray(values), low, high))
-  expected, _ = np.histogram(values, ranges.BINS, (low, high))
-  assert counts.sum() == values.size
-  assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() <= 2
-
-
-@some
-@given(weights)
-def test_histograms_of_chunks_add_up(values):
-  low, high = values.min(), values.max()
-  count = lambda x: np.asarray(ranges.histogram(jnp.asarray(x), low, high))
-  whole = count(values)
-  assert whole.sum() == values.size
-  np.testing.assert_array_equal(whole, count(values[:9]) + count(values[9:]))
-
-
-def repeated(counts, times, method):
-  low, high = np.float32(-3), np.float32(40)
-  return ranges.activation_range(low, high, counts * times, method)
-
-
-@each_method
-@some
-@given(
-  hnp.arrays(np.int64, ranges.BINS, elements=st.integers(0, 40)),
-  st.one_of(st.integers(2, 2**28), st.sampled_from([3, 48, 2**24, 10**9])),
-)
-def test_ranges_do_not_depend_on_how_often_a_sample_is_seen(
-  method, counts, times
-):
-  counts[[0, -1]] = 1
-  counts = counts.astype(np.float64)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    repeated(counts, times, method),
-    repeated(counts, 1, method),
-  )
-
-
-@each_method
-def test_ranges_of_very_many_values_are_those_of_their_shares(method):
-  """Counts beyond 2^33 that have nothing in common."""
-  rng = np.random.default_rng(0)
-  shares = np.round(1e9 * np.exp(-np.linspace(0, 12, ranges.BINS)))
-  few = repeated(shares, 1, method)
-  many = repeated(shares * 40 + rng.integers(0, 2, ranges.BINS), 1, method)
-  np.testing.assert_allclose(many.scale, few.scale, rtol=1e-3)
-
-
-def test_sums_of_histograms_do_not_wrap():
-  """3 x 2^31 values: 48 chunks of 2^27, of which half are one number."""
-  part = jnp.concatenate([jnp.zeros(2**12), jnp.linspace(0, 1, 2**12)])
-  low, high = np.float32(0), np.float32(1)
-  count = ranges.histogram(part, low, high) * 2**14
-  total = sum([count] * 48)
-  assert total.sum() == 48 * 2**27
-  traced = jax.jit(ranges.histogram)(part, low, high) * 2**14
-  np.testing.assert_allclose(sum([traced] * 48), total, rtol=1e-5)
-
-
-def test_a_bin_takes_more_values_than_float32_counts():
-  """2^24 + 2^20: beyond 2^24 a float32 no longer grows by ones."""
-  values = jnp.zeros(2**24 + 2**20, jnp.bfloat16)
-  low, high = np.float32(0), np.float32(1)
-  for one in (ranges.histogram, jax.jit(ranges.histogram)):
-    assert one(values, low, high)[0] == len(values)
-  weighed = jax.jit(ranges.histogram)(values, low, high, 0.1)
-  np.testing.assert_allclose(weighed[0], 0.1 * len(values), rtol=1e-3)
-
-
-def test_the_total_of_chunks_fits_32_bits_and_keeps_shares():
-  rng = np.random.default_rng(0)
-  parts = rng.integers(0, 2**32, (64, ranges.BINS)).astype(np.uint32)
-  total = ranges.total(parts)
-  assert total.dtype == np.int32
-  assert total.min() >= 0
-  exact = np.cumsum(parts.astype(np.float64).sum(axis=0))
-  found = np.cumsum(total.astype(np.float64))
-  np.testing.assert_allclose(
-    found / found[-1], exact / exact[-1], rtol=0, atol=2.0**-30
-  )
-  few = [np.arange(5, dtype=np.uint32), np.ones(5, np.uint32)]
-  np.testing.assert_array_equal(ranges.total(few), [1, 2, 3, 4, 5])
-  traced = jax.jit(lambda *x: ranges.total(x))(*few)
-  np.testing.assert_array_equal(traced, [1, 2, 3, 4, 5])
-
-
-@each_method
-def test_quantizers_do_not_depend_on_how_often_images_are_seen(method):
-  rng = np.random.default_rng(0)
-  images = rng.standard_t(3, (24, 7)).astype(np.float32)
-  weights = rng.normal(size=(7, 3)).astype(np.float32)
-  apply = lambda w, x: x @ w
-  quantize = lambda x: nemo_jax.quantize(
-    apply, weights, x, calibration=method, percentile=PERCENTILE, chunk=8
-  )
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    quantize(np.tile(images, (5, 1))).bank.ranges,
-    quantize(images).bank.ranges,
-  )
 
 
 # Shapes and schemes.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nemo_jax import quantize
 from nemo_jax.core.types import InputError
-from nemo_jax.quantization.numerics import bank, fake_quant
+from nemo_jax.quantization.numerics import bank, fake_quant, widths
 from nemo_jax.quantization.ptq import equalize, layers, reconstruct
 
 
@@ -77,7 +77,7 @@ def test_codes_are_whole_numbers_of_their_width(banked):
   for site, codes in banked.bank.codes.items():
     assert codes.dtype == jnp.int8
     zero = np.asarray(banked.bank.ranges[site.quantizer].zero_point)
-    for bits, held in zip(reconstruct.WIDTHS, np.asarray(codes), strict=True):
+    for bits, held in zip(widths.CODED, np.asarray(codes), strict=True):
       low = -zero[bits - 2].max()
       assert held.min() >= low
       assert held.max() <= low + 2**bits - 1

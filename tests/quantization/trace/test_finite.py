@@ -9,13 +9,8 @@ import pytest
 import nemo_jax
 from nemo_jax import InputError, workloads
 from nemo_jax.quantization import sensitivity
-from nemo_jax.tasks import mixed_precision
-
-
-def normal(seed, *shape):
-  draw = np.random.default_rng(seed).normal(size=shape)
-  return jnp.asarray(draw, jnp.float32)
-
+from nemo_jax.tasks import mixed_precision, scoring
+from tests.quantization.networks import normal
 
 IMAGES = normal(0, 8, 4)
 LABELS = np.arange(8) % 3

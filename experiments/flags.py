@@ -1,36 +1,42 @@
-"""Flags that experiments share: the network, its images, its quantizers."""
+"""The flags that commands share, and the `Config` that they make.
 
+Flags whose names are fields of `pipeline.Config` make a `Config`; those whose
+names are fields of `workloads.Sources` say where the network and its images
+come from. A command defines flags of its own, and gets them from `define.own`.
+"""
+
+import contextlib
+import dataclasses
 import os
 import pathlib
-import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
-import jax
-import numpy as np
-from absl import flags
+from absl import flags as absl_flags
 
 from experiments import define
-from nemo_jax import __version__, quantize, runs, workloads
-from nemo_jax.core import files, memory
+from nemo_jax import config as config_lib
+from nemo_jax import pipeline, runs, workloads
+from nemo_jax.config import Config
+from nemo_jax.core import files
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.backend import lowering
-from nemo_jax.quantization.numerics import bank as bank_lib
-from nemo_jax.quantization.numerics import ranges as ranges_lib
+from nemo_jax.quantization.numerics import ranges
 from nemo_jax.quantization.ptq import reconstruct
 from nemo_jax.quantization.trace import operations
 
-FLAGS = flags.FLAGS
+FLAGS = absl_flags.FLAGS
 
 # Larger images than any network sees; an array of them is still small.
 _LARGEST_SIDE = 8192
 
-define.word(
+define.plugin(
   'workload',
   'digits',
-  f'network to compress: {", ".join(workloads.names())}',
-  choices=workloads.names(),
-  of='workload',
+  f'network to compress: {", ".join(workloads.names())}; or a file of your '
+  'own that ends in .py, or a module with a dot',
 )
 define.path(
   'weights',
@@ -88,10 +94,10 @@ define.whole(
   'which images are drawn, where not all are taken',
   *define.SEEDS,
 )
-flags.DEFINE_enum(
+absl_flags.DEFINE_enum(
   'calibration',
   'least_squares',
-  ranges_lib.METHODS,
+  ranges.METHODS,
   'how ranges are chosen from the calibration images',
 )
 define.words(
@@ -103,10 +109,10 @@ define.words(
   of='step',
   may_be_empty=True,
 )
-flags.DEFINE_enum(
+absl_flags.DEFINE_enum(
   'weight_scheme',
   'symmetric',
-  ranges_lib.SCHEMES,
+  ranges.SCHEMES,
   'weights: symmetric per output channel, or asymmetric per tensor',
 )
 define.words(
@@ -118,7 +124,7 @@ define.words(
   of='operation',
   may_be_empty=True,
 )
-flags.DEFINE_enum(
+absl_flags.DEFINE_enum(
   'lowering',
   'backend',
   list(lowering.LOWERINGS),
@@ -138,14 +144,78 @@ define.path(
 )
 
 
+absl_flags.DEFINE_enum(
+  'sensitivities',
+  'second_order',
+  config_lib.SENSITIVITIES,
+  'how it is estimated, before a search, what each bit-width loses at each '
+  'quantizer, from the calibration images',
+)
+
+_FIELDS = {field.name for field in dataclasses.fields(Config)}
+
+
+def _value(name: str, value: Any) -> Any:
+  if name == 'bit_widths':
+    return tuple(int(word) for word in value)
+  return tuple(value) if isinstance(value, list) else value
+
+
+def config(**overrides: Any) -> Config:
+  """The config of the flags that are defined, checked as far as it concerns.
+
+  Args:
+    **overrides: fields that no flag decides.
+
+  Raises:
+    InputError: a flag cannot be used.
+  """
+  values = {n: _value(n, FLAGS[n].value) for n in _FIELDS if n in FLAGS}
+  made = Config(**values | overrides)
+  with _as_flags():
+    made.check_quantization()
+  return made
+
+
+@contextlib.contextmanager
+def _as_flags() -> Iterator[None]:
+  """Errors of a config's fields, as those of flags."""
+  try:
+    yield
+  except config_lib.FieldError as error:
+    if error.field not in FLAGS:
+      raise
+    shown = define.shown(error.field)
+    raise InputError(f'--{error.field}={shown}: {error.reason}') from error
+
+
+def check_search(made: Config) -> None:
+  """Raises `InputError` for fields of a search that cannot be used."""
+  with _as_flags():
+    made.check_search()
+
+
+def sources(**overrides: Any) -> dict[str, Any]:
+  """The fields of `workloads.Sources` by the flags, and what is given."""
+  names = set(workloads.Sources._fields) - {'cache'}
+  return {name: FLAGS[name].value for name in names} | overrides
+
+
+def settings(made: Config) -> dict[str, Any]:
+  """What a run was started with: the config, the workload and its sources."""
+  return made.settings() | sources() | {'workload': FLAGS.workload}
+
+
 def check_network() -> None:
   """Raises `InputError` for an image size that the network does not take."""
+  with define.named('workload'):
+    workloads.find(FLAGS.workload)
   with define.named('image_size'):
     workloads.network(FLAGS.workload, FLAGS.image_size)
 
 
-def check() -> None:
-  """Raises `InputError` for flags of this file that cannot be used.
+def check_sources() -> None:
+  """Raises `InputError` for flags that name what cannot be used.
 
   Nothing is made, read or downloaded but the names of files.
   """
@@ -157,31 +227,14 @@ def check() -> None:
     path = FLAGS[name].value or 'tfds:'
     if not (path.startswith('tfds:') or os.path.exists(path)):
       raise InputError(f'--{name}: there is no {path}')
-  with define.named('image_size'):
-    size = workloads.network(FLAGS.workload, FLAGS.image_size).images.shape[1]
+  check_network()
+  size = workloads.network(FLAGS.workload, FLAGS.image_size).images.shape[1]
   for name in ('resize', 'validation_resize'):
     if 0 < (FLAGS[name].value or 0) < size:
       raise InputError(
         f'--{name} is {FLAGS[name].value}; it must be 0, or {size} and more'
       )
-  workloads.check(FLAGS.workload, FLAGS.cache, **_sources())
-
-
-def _sources(**overrides) -> dict:
-  """The fields of `workloads.Sources` by the flags, and what is given."""
-  names = set(workloads.Sources._fields) - {'cache'}
-  return {name: FLAGS[name].value for name in names} | overrides
-
-
-def values(*modules, without=()) -> dict:
-  """The flags of this file and of other modules that make a run what it is."""
-  own = [
-    flag
-    for module in (sys.modules[__name__], *modules)
-    for flag in FLAGS.get_flags_for_module(module)
-  ]
-  without = ('cache', 'memory_gib', *without)
-  return {flag.name: flag.value for flag in own if flag.name not in without}
+  workloads.check(FLAGS.workload, FLAGS.cache, **sources())
 
 
 def cache() -> pathlib.Path:
@@ -189,7 +242,12 @@ def cache() -> pathlib.Path:
   return files.local(FLAGS.cache)
 
 
-def load_workload(**overrides) -> workloads.Workload:
+def workload_name() -> str:
+  """The name of the workload in results and folders."""
+  return workloads.short_name(FLAGS.workload)
+
+
+def load_workload(**overrides: Any) -> workloads.Workload:
   """The workload of the flags; from now on compiled programs are kept.
 
   Args:
@@ -201,14 +259,8 @@ def load_workload(**overrides) -> workloads.Workload:
   warnings.filterwarnings(
     'ignore', 'Error writing persistent compilation cache entry'
   )
-  if jax.config.jax_compilation_cache_dir is None:
-    folder = cache().absolute() / 'xla'
-    jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
-    # Many small programs take longer to compile than to read.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-  sources = _sources(**overrides)
-  return workloads.load(FLAGS.workload, cache(), **sources)
+  pipeline.keep_programs(cache())
+  return workloads.load(FLAGS.workload, cache(), **sources(**overrides))
 
 
 def inspect_network() -> transform.Structure:
@@ -217,58 +269,4 @@ def inspect_network() -> transform.Structure:
     *workloads.network(FLAGS.workload, FLAGS.image_size),
     extra_ops=FLAGS.extra_ops,
     weight_scheme=FLAGS.weight_scheme,
-  )
-
-
-def quantize_workload(workload: workloads.Workload):
-  """The quantized network of a workload, by the flags; its bank is kept."""
-  quantized = quantize(
-    workload.apply,
-    workload.variables,
-    workload.calibration.images,
-    extra_ops=FLAGS.extra_ops,
-    calibration=FLAGS.calibration,
-    weight_scheme=FLAGS.weight_scheme,
-    lowering=FLAGS.lowering,
-  )
-  if not FLAGS.reconstruct:
-    return quantized
-  images = workload.calibration.images
-  settings = __version__, sorted(FLAGS.reconstruct), quantized.analysis.sites
-  settings = np.frombuffer(repr(settings).encode(), np.uint8)
-  key = files.digest((workload.variables, images, quantized.bank, settings))
-
-  def make():
-    made = reconstruct.reconstruct(
-      quantized,
-      workload.variables,
-      images,
-      steps=FLAGS.reconstruct,
-      chunk=min(16, images_at_once(quantized)),
-    )
-    return bank_lib.columns_of(made.bank)
-
-  def parse(columns):
-    bank = bank_lib.from_columns(columns)
-    bank_lib.check_fits(bank, quantized.bank, quantized.analysis.sites)
-    return quantized.with_bank(bank)
-
-  path = cache() / 'banks' / f'{key[:32]}.npz'
-  return files.cached(path, make, parse)
-
-
-def digests(workload: workloads.Workload) -> dict[str, str]:
-  """SHA-256 of the weights, and of the images and labels of each use."""
-  content = {'weights': workload.variables}
-  for use in ('calibration', 'search', 'test'):
-    images, labels = getattr(workload, use)
-    content |= {f'images of the {use}': images, f'labels of the {use}': labels}
-  return {name: files.digest(tree) for name, tree in content.items()}
-
-
-def images_at_once(quantized, candidates: int = 1) -> int:
-  """How many images fit the memory of the flags, of a number of candidates."""
-  budget = FLAGS.memory_gib and int(FLAGS.memory_gib * 2**30)
-  return memory.images_at_once(
-    quantized.structure.bytes_per_image, budget, candidates
   )

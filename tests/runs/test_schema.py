@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nemo_jax.core.types import InputError
 from nemo_jax import runs
-from nemo_jax.runs import front
+from nemo_jax.runs import schema
 
 POINT = {
   'bits': [2, 16],
@@ -52,12 +52,12 @@ def changed(path, value):
 @pytest.mark.parametrize('version', [1, 2])
 def test_a_front_is_returned_as_it_is(version):
   content = FRONT | {'version': version, 'sha256': 'ab', 'more': [{}]}
-  assert front.validate(content, 'front.json', front.REPORTED) is content
+  assert schema.validate(content, 'front.json', schema.REPORTED) is content
 
 
 def test_a_front_without_points_is_one():
   content = FRONT | {'points': [], 'uniform': []}
-  assert front.validate(content, 'front.json', front.REPORTED) == content
+  assert schema.validate(content, 'front.json', schema.REPORTED) == content
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_front_without_points_is_one():
 )
 def test_the_culprit_is_named(path, value, words):
   with pytest.raises(InputError) as caught:
-    front.validate(changed(path, value), 'runs/front.json', front.REPORTED)
+    schema.validate(changed(path, value), 'runs/front.json', schema.REPORTED)
   message = str(caught.value)
   assert message.startswith('runs/front.json is no front: ')
   assert words in message
@@ -111,22 +111,22 @@ def test_the_culprit_is_named(path, value, words):
   assert len(message) < 200
 
 
-@pytest.mark.parametrize('name', front.REPORTED)
+@pytest.mark.parametrize('name', schema.REPORTED)
 def test_keys_that_are_needed_are_named_if_they_are_missing(name):
   section, _, key = name.rpartition('.')
   steps = {'': [], 'float': ['float']}.get(section, [section, 0])
   content = changed([*steps, key], None)
   with pytest.raises(InputError, match=r'is missing$') as caught:
-    front.validate(content, 'front.json', front.REPORTED)
+    schema.validate(content, 'front.json', schema.REPORTED)
   assert key in str(caught.value)
   # Others may be absent.
-  front.validate(content, 'front.json', set(front.REPORTED) - {name})
+  schema.validate(content, 'front.json', set(schema.REPORTED) - {name})
 
 
 @pytest.mark.parametrize('content', [None, 7, 'x', [], [FRONT]])
 def test_what_is_no_object_is_no_front(content):
   with pytest.raises(InputError, match='no object'):
-    front.validate(content, 'front.json')
+    schema.validate(content, 'front.json')
 
 
 anything = st.recursive(
@@ -150,7 +150,7 @@ def test_any_change_is_refused_or_leaves_a_front(data):
       break
     holder, steps = holder[key], steps + 1
   try:
-    front.validate(content, 'front.json', front.REPORTED)
+    schema.validate(content, 'front.json', schema.REPORTED)
   except InputError as error:
     message = str(error)
   else:
@@ -193,4 +193,4 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
 
 def test_a_stored_front_is_read(tmp_path):
   (tmp_path / 'front.json').write_text(json.dumps(FRONT))
-  assert runs.read_front(tmp_path, front.REPORTED) == FRONT
+  assert runs.read_front(tmp_path, schema.REPORTED) == FRONT

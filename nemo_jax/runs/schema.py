@@ -1,18 +1,17 @@
 """What a front.json has to hold, whoever wrote it.
 
-Version 2 is version 1 with a digest of the content under `sha256`.
+Version 2 is version 1 with a digest of the content under `sha256`. A key may be
+absent; one that is there has to be of its kind.
 """
 
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.core.types import InputError
-from nemo_jax.quantization.numerics import fake_quant
+from nemo_jax.quantization.numerics.widths import MAX_BITS, MIN_BITS
 
 VERSIONS = (1, 2)
-_LOW, _HIGH = widths_lib.MIN_BITS, widths_lib.MAX_BITS
 
 
 class _Kind(NamedTuple):
@@ -45,8 +44,8 @@ _COUNT = _Kind(
 )
 _SHARE = _Kind('a number from 0 to 1', lambda x: _is_finite(x) and 0 <= x <= 1)
 _BITS = _Kind(
-  f'a whole number from {_LOW} to {_HIGH}',
-  lambda x: _is_whole(x) and _LOW <= x <= _HIGH,
+  f'a whole number from {MIN_BITS} to {MAX_BITS}',
+  lambda x: _is_whole(x) and MIN_BITS <= x <= MAX_BITS,
 )
 
 
@@ -73,11 +72,38 @@ _KINDS = {
   'uniform.objectives': [_OPTIONAL],
   'uniform.test_accuracy': _SHARE,
 }
+# May be absent from any front: older versions lack them.
+_OPTIONAL_KINDS = {
+  'seed': _COUNT,
+  'run': _TEXT,
+  'ideal': [_FINITE],
+  'reference': [_FINITE],
+  'float.test_top5_accuracy': _SHARE,
+  'points.test_top5_accuracy': _SHARE,
+  'uniform.test_top5_accuracy': _SHARE,
+  'float.size_mb': _FINITE,
+  'points.size_mb': _FINITE,
+  'uniform.size_mb': _FINITE,
+  'float.gbitops': _FINITE,
+  'points.gbitops': _FINITE,
+  'uniform.gbitops': _FINITE,
+  'network.weights': _TEXT,
+  'network.bank': _TEXT,
+  'network.shape': [_COUNT],
+  'network.dtype': _TEXT,
+  'network.extra_ops': [_TEXT],
+  'network.weight_scheme': _TEXT,
+  'network.lowering': _TEXT,
+}
+# Lists that may be empty.
+_MAY_BE_EMPTY = ('network.extra_ops', 'network.shape')
 # Lists that are as long as others.
 _LIKE = {
   'is_weight': 'quantizers',
   'bits': 'quantizers',
   'objectives': 'objective_names',
+  'ideal': 'objective_names',
+  'reference': 'objective_names',
 }
 # What is needed to score the points, and for tables and pictures.
 SCORED = ('workload', 'quantizers', 'points.bits')
@@ -103,7 +129,8 @@ def _check_list(where: str, values: Any, kind: _Kind, like: Any) -> None:
   """Refuses what is no list of a kind, or not as long as the list `like`."""
   if not isinstance(values, list):
     raise InputError(f'{where} is {_shown(values)}, no list')
-  count = len(like) if isinstance(like, list) else max(len(values), 1)
+  least = 0 if where in _MAY_BE_EMPTY else 1
+  count = len(like) if isinstance(like, list) else max(len(values), least)
   if len(values) != count:
     raise InputError(f'{where} has {len(values)} values, not {count}')
   for i, value in enumerate(values):
@@ -117,7 +144,7 @@ def _holders(content: Mapping, section: str) -> list[tuple[str, Any]]:
   if section not in content:
     return [(section, {})]
   held = content[section]
-  if section == 'float':
+  if section in ('float', 'network'):
     return [(section, held)]
   if not isinstance(held, list):
     raise InputError(f'{section} is {_shown(held)}, no list')
@@ -134,7 +161,7 @@ def _check(content: Any, needed: Collection[str]) -> None:
     raise InputError(
       f'it has version {_shown(version)}; this package reads {known}'
     )
-  for name, kind in _KINDS.items():
+  for name, kind in (_KINDS | _OPTIONAL_KINDS).items():
     section, _, key = name.rpartition('.')
     for where, holder in _holders(content, section):
       if not isinstance(holder, Mapping):

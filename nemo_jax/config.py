@@ -1,0 +1,155 @@
+"""`Config`: what decides a search, besides the network and its images."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nemo_jax.core import checks, devices
+from nemo_jax.core.types import InputError
+from nemo_jax.quantization import sensitivity
+from nemo_jax.quantization.backend import lowering
+from nemo_jax.quantization.numerics import ranges
+from nemo_jax.quantization.numerics import widths as widths_lib
+from nemo_jax.quantization.ptq import reconstruct
+from nemo_jax.quantization.structure import check_options
+from nemo_jax.search import allocation
+from nemo_jax.search import species as species_lib
+from nemo_jax.search.problem import SpeciesBuilder
+from nemo_jax.tasks import objectives as objectives_lib
+
+# How sensitivities are estimated; none leaves a search without a prior.
+SENSITIVITIES = ('none', *sensitivity.METHODS)
+
+
+class FieldError(InputError):
+  """A field of a `Config` that cannot be used."""
+
+  def __init__(self, field: str, reason: str):
+    super().__init__(f'{field}: {reason}')
+    self.field, self.reason = field, reason
+
+
+@contextmanager
+def _field(name: str) -> Iterator[None]:
+  """An `InputError` within is of that field."""
+  try:
+    yield
+  except InputError as error:
+    raise FieldError(name, str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What decides a search, besides the network and its images.
+
+  Attributes:
+    calibration: how ranges are chosen, of `ranges.METHODS`.
+    reconstruct: what is done to quantize each layer well at every width, of
+      `reconstruct.STEPS`; nothing if empty.
+    weight_scheme: of `ranges.SCHEMES`.
+    extra_ops: operations quantized beside products, see `quantize`.
+    lowering: how operations are computed, see `quantize`.
+    sensitivities: how it is estimated what each width loses, of SENSITIVITIES.
+    species: searchers, see `species.team`.
+    objectives: of `objectives.NAMES`, performance first.
+    bit_widths: that there are to choose from.
+    population: evaluations of one generation.
+    evaluations: budget; whole generations of it are used.
+    seed: of the search.
+    data_flow: searchers see the graph of the data flow, not the chain.
+    exploration: see `nemo.make`.
+    batch_size: candidates evaluated at once; what suits if absent.
+    image_devices: devices that divide the images of one candidate.
+    memory_gib: that activations may take; half of the device's if absent.
+  """
+
+  calibration: str = 'least_squares'
+  reconstruct: tuple[str, ...] = reconstruct.DEFAULT_STEPS
+  weight_scheme: str = 'symmetric'
+  extra_ops: tuple[str, ...] = ()
+  lowering: str = 'backend'
+  sensitivities: str = 'second_order'
+  species: tuple[str, ...] = ('nemo',)
+  objectives: tuple[str, ...] = objectives_lib.DEFAULT
+  bit_widths: tuple[int, ...] = widths_lib.DEFAULT
+  population: int = 60
+  evaluations: int = 1800
+  seed: int = 0
+  data_flow: bool = False
+  exploration: float = 1.0
+  batch_size: int | None = None
+  image_devices: int = 1
+  memory_gib: float | None = None
+
+  @property
+  def generations(self) -> int:
+    """Whole generations within the budget."""
+    return self.evaluations // self.population
+
+  def team(self) -> dict[str, SpeciesBuilder]:
+    """The builders of the species, by name."""
+    return species_lib.team(self.species)
+
+  def settings(self) -> dict[str, Any]:
+    """The fields that say what a run is, not where it takes place."""
+    fields = dataclasses.asdict(self)
+    for place in ('memory_gib', 'image_devices'):
+      del fields[place]
+    return {
+      k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()
+    }
+
+  def check_quantization(self) -> None:
+    """Raises `FieldError` for fields of quantization that cannot be used."""
+    for name, choices in (
+      ('calibration', ranges.METHODS),
+      ('lowering', lowering.LOWERINGS),
+      ('sensitivities', SENSITIVITIES),
+    ):
+      with _field(name):
+        checks.choice('it', getattr(self, name), choices)
+    with _field('weight_scheme'):
+      check_options((), self.weight_scheme)
+    with _field('extra_ops'):
+      check_options(self.extra_ops, self.weight_scheme)
+    with _field('reconstruct'):
+      for step in self.reconstruct:
+        checks.choice('a step', step, reconstruct.STEPS)
+    if self.memory_gib is not None and not self.memory_gib > 0:
+      raise FieldError('memory_gib', f'{self.memory_gib} is no memory')
+
+  def check_search(self) -> None:
+    """Raises `FieldError` for fields of the search that cannot be used."""
+    with _field('bit_widths'):
+      widths_lib.check_choices(self.bit_widths)
+    with _field('objectives'):
+      objectives_lib.check(self.objectives)
+      if self.objectives[0] not in objectives_lib.PERFORMANCE:
+        raise InputError(
+          f'the first objective is {self.objectives[0]!r}; the choices are '
+          f'{", ".join(objectives_lib.PERFORMANCE)}'
+        )
+    with _field('species'):
+      team = self.team()
+      needing = [name for name, builder in team.items() if builder.needs_prior]
+      priced = set(self.objectives) & set(objectives_lib.COSTS)
+      if needing and not (priced and self.sensitivities != 'none'):
+        raise InputError(
+          f'{needing[0]!r} needs sensitivities and a cost among the '
+          f'objectives, of {", ".join(objectives_lib.COSTS)}'
+        )
+    with _field('population'):
+      checks.whole('it', self.population)
+      allocation.check_size(self.population, len(team))
+    with _field('evaluations'):
+      checks.whole('it', self.evaluations)
+      if self.evaluations < self.population:
+        raise InputError(
+          f'{self.evaluations} are less than one generation of '
+          f'{self.population}'
+        )
+    with _field('exploration'):
+      allocation.check_options(self.exploration, 'r2', len(self.objectives))
+    with _field('image_devices'):
+      devices.make_mesh(self.image_devices)

@@ -1,0 +1,132 @@
+"""The front of a finished search, its points scored on unseen images."""
+
+import jax
+import numpy as np
+
+from nemo_jax import pipeline
+from nemo_jax.core import devices, files
+from nemo_jax.core.log import Log
+from nemo_jax.pipeline import Prepared
+from nemo_jax.quantization import costs
+from nemo_jax.quantization.numerics import widths
+from nemo_jax.runs.front import Front, Model, Point, network_of
+from nemo_jax.search import nemo, progress
+from nemo_jax.search.evaluate import evaluate
+from nemo_jax.tasks import mixed_precision, scoring
+
+# What images are for; see `Workload`.
+USES = ('calibration', 'search', 'test')
+
+
+def _accuracies(prepared: Prepared, bits: np.ndarray, log: Log) -> list[dict]:
+  """Fields of `Point` that unseen images give, for bits [n, N]."""
+  workload, quantized = prepared.workload, prepared.quantized
+  if workload.test is None:
+    return [{} for _ in bits]
+  log.line(f'scoring the front on {len(workload.test.labels)} unseen images')
+  found = scoring.accuracy(
+    quantized,
+    workload.variables,
+    *workload.test,
+    bits,
+    images_at_once=pipeline.images_at_once(
+      quantized.structure, prepared.config
+    ),
+    mesh=prepared.problem.mesh,
+  )
+  return [
+    {'test_accuracy': float(top1), 'test_top5_accuracy': float(top5)}
+    for top1, top5 in found
+  ]
+
+
+def describe(
+  prepared: Prepared,
+  state: nemo.State,
+  log: Log,
+  run_digest: str | None = None,
+) -> Front:
+  """The front of a state, its points scored on unseen images.
+
+  Args:
+    prepared: from `pipeline.prepare`.
+    state: of the search.
+    log: says what is being done.
+    run_digest: of what the run was started with.
+  """
+  workload, quantized = prepared.workload, prepared.quantized
+  problem, config = prepared.problem, prepared.config
+  archive = jax.device_get(state.archive)
+  rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
+  rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
+  uniform = np.asarray(mixed_precision.uniform(problem))
+  uniform_values = devices.jit(evaluate, problem.mesh)(problem, uniform)
+  values = np.concatenate([uniform_values, archive.objectives[rows]])
+  own = np.asarray(problem.data.bit_widths)
+  bits = own[np.concatenate([uniform, archive.choices[rows]])]
+  float_row = widths.float_bits(len(quantized.quantizers))
+  on_test = _accuracies(prepared, np.concatenate([[float_row], bits]), log)
+  names = list(config.team())
+  owners = [None] * len(uniform) + [names[archive.species[row]] for row in rows]
+  points = [
+    Point(
+      bits=tuple(row.tolist()),
+      objectives=tuple(map(files.plain, objectives)),
+      species=owner,
+      **_sizes(quantized.costs, row),
+      **more,
+    )
+    for row, objectives, owner, more in zip(
+      bits, values, owners, on_test[1:], strict=True
+    )
+  ]
+  exact = values.shape[1] in (2, 3)
+  volume = lambda rows: (
+    float(progress.hypervolume(problem, rows)) if exact else None
+  )
+  counts = {
+    use: len(given.labels)
+    for use in USES
+    if (given := getattr(workload, use)) is not None
+  }
+  return Front(
+    workload=workload.name,
+    objective_names=tuple(problem.objective_names),
+    quantizers=tuple(q.name for q in quantized.quantizers),
+    points=tuple(points[len(uniform) :]),
+    uniform=tuple(points[: len(uniform)]),
+    float_point=Point(
+      objectives=tuple(
+        mixed_precision.float_objectives(problem, counts['search'])
+      ),
+      **_sizes(quantized.costs, float_row),
+      **on_test[0],
+    ),
+    is_weight=tuple(q.is_weight for q in quantized.quantizers),
+    bit_widths=tuple(own.tolist()),
+    species=tuple(names),
+    ideal=tuple(map(files.plain, problem.ideal)),
+    reference=tuple(map(files.plain, problem.reference)),
+    seed=config.seed,
+    evaluations=int(np.asarray(state.evaluations, np.int64).sum()),
+    failures=int(state.failures),
+    hypervolume=volume(values[len(uniform) :]),
+    uniform_hypervolume=volume(values[: len(uniform)]),
+    images=counts | {'size': int(np.shape(workload.search.images)[1])},
+    network=network_of(
+      quantized,
+      workload.variables,
+      workload.search.images,
+      config.weight_scheme,
+    ),
+    run=run_digest,
+    model=Model(quantized, workload.variables),
+  )
+
+
+def _sizes(table: costs.Costs, bits: np.ndarray) -> dict[str, float]:
+  """Fields of `Point` that bits [N] decide."""
+  return {
+    'size_mb': costs.model_size(table, bits) / 8e6,
+    'gbitops': costs.bit_operations(table, bits) / 1e9,
+  }

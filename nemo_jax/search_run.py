@@ -1,0 +1,227 @@
+"""A whole search: prepared, evolved, stored where there is a folder, scored."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from nemo_jax import pipeline, result, runs
+from nemo_jax.config import Config
+from nemo_jax.core import devices, files
+from nemo_jax.core.log import Log
+from nemo_jax.pipeline import Prepared
+from nemo_jax.runs.front import Front, Model
+from nemo_jax.search import nemo
+from nemo_jax.search.compilation import Compiled
+from nemo_jax.workloads import Workload
+
+# Slots of the archive, at most.
+_ARCHIVE = 4096
+
+
+def digests(workload: Workload) -> dict[str, str]:
+  """SHA-256 of the weights, and of the images and labels of each use."""
+  content = {'weights': workload.variables}
+  for use in result.USES:
+    if (given := getattr(workload, use)) is not None:
+      images, labels = given
+      content |= {f'images of the {use}': images}
+      content |= {f'labels of the {use}': labels}
+  return {name: files.digest(tree) for name, tree in content.items()}
+
+
+def run(
+  workload: Workload,
+  config: Config,
+  *,
+  workdir: str | os.PathLike | None = None,
+  cache: str | os.PathLike | None = None,
+  settings: Mapping[str, Any] | None = None,
+  log: Log | None = None,
+) -> Front:
+  """The front of a workload; with a folder, stored there and resumed.
+
+  Args:
+    workload: the network and its images.
+    config: see `Config`.
+    workdir: folder of the run, see `runs.folder`; nothing is stored without.
+    cache: folder for what is costly to make.
+    settings: what the run was started with; those of the config if absent.
+    log: says what is being done.
+
+  Raises:
+    InputError: the network, its images or the config cannot be used; the folder
+      holds another run.
+  """
+  config.check_quantization()
+  config.check_search()
+  log = log or Log()
+  settings = config.settings() if settings is None else dict(settings)
+  read = digests(workload)
+  if workdir is not None:
+    # Weights or images that were changed in place would make it another search.
+    runs.check_flags(workdir, settings, read)
+  mesh = devices.make_mesh(config.image_devices)
+  with log.stage('calibrating the quantizers'):
+    prepared = pipeline.prepare(workload, config, cache, mesh)
+  introduce(prepared, log)
+  own = {
+    'bank': prepared.quantized.bank,
+    'sensitivities': prepared.sensitivities,
+  }
+  read |= {name: files.digest(tree) for name, tree in own.items()}
+  devices.check_equal(
+    files.seal(read)['sha256'], 'weights, images or sensitivities'
+  )
+  # Before the folder is made: a run that is refused leaves none.
+  search = nemo.make(
+    prepared.problem,
+    list(config.team().values()),
+    config.population,
+    exploration=config.exploration,
+    archive_size=min(config.generations * config.population, _ARCHIVE),
+    batch_size=prepared.batch_size,
+  )
+  if workdir is None:
+    return result.describe(
+      prepared, evolve(prepared, search, None, None, log), log
+    )
+  return _stored(prepared, search, workdir, settings, read, log)
+
+
+def _stored(
+  prepared: Prepared,
+  search: nemo.Search,
+  workdir: str | os.PathLike,
+  settings: Mapping[str, Any],
+  read: Mapping[str, str],
+  log: Log,
+) -> Front:
+  """The front of a run that is kept in a folder, resumed if it has begun."""
+  is_first = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    run_digest, front = None, None
+    if is_first:
+      started = runs.started(workdir, settings, read)
+      run_digest, front = stack.enter_context(started)
+    if devices.from_first(np.asarray(front is not None)):
+      generations = prepared.config.generations
+      log.line(f'all {generations} generations of this run are done')
+    else:
+      state = evolve(prepared, search, workdir, run_digest, log)
+      front = result.describe(prepared, state, log, run_digest)
+      if is_first:
+        front.save(workdir)
+        front = Front.load(workdir)
+  if front is None:  # another process has it
+    return Front(
+      workload=prepared.workload.name,
+      objective_names=prepared.problem.objective_names,
+      quantizers=(),
+      points=(),
+    )
+  model = Model(prepared.quantized, prepared.workload.variables)
+  return front.with_model(model)
+
+
+def introduce(prepared: Prepared, log: Log) -> None:
+  """Says what is searched, and on how many images."""
+  workload, quantized = prepared.workload, prepared.quantized
+  log.line(
+    f'{workload.name}: {len(quantized.quantizers)} quantizers, '
+    f'{quantized.costs.parameters:,} parameters, '
+    f'{quantized.costs.macs.sum():,} MACs an image'
+  )
+  weights = sum(q.is_weight for q in quantized.quantizers)
+  log.line(f'{len(quantized.bank.codes)} of {weights} weights reconstructed')
+  count = len(workload.search.labels)
+  at_once = pipeline.images_at_once(
+    quantized.structure, prepared.config, prepared.batch_size or 1
+  )
+  log.line(
+    f'{count} images score a candidate, at most {min(at_once, count)} at once'
+  )
+
+
+def describe_memory(program: jax.stages.Compiled) -> str:
+  """What the compiled evaluation takes on each device at its peak."""
+  used = program.memory_analysis()
+  if used is None:
+    return 'not known on this backend'
+  arguments = used.argument_size_in_bytes
+  total = arguments + used.output_size_in_bytes + used.temp_size_in_bytes
+  mib = 2**20
+  return (
+    f'{total / mib:,.0f} MiB, {arguments / mib:,.0f} of it weights and images'
+  )
+
+
+def _restore(
+  workdir: str | os.PathLike, state: nemo.State, run_digest: str, log: Log
+) -> tuple[Any, nemo.State]:
+  """The checkpoints of a folder, and the last stored state or the given one."""
+  checkpoints = runs.open_checkpoints(workdir)
+  state, damaged = runs.restore(checkpoints, state, run_digest)
+  for line in damaged:
+    log.line(f'{line}; going back to the one before')
+  runs.discard_after(checkpoints, int(state.generation))
+  runs.rewind_metrics(workdir, int(state.generation))
+  return checkpoints, state
+
+
+def evolve(
+  prepared: Prepared,
+  search: nemo.Search,
+  workdir: str | os.PathLike | None,
+  run_digest: str | None,
+  log: Log,
+) -> nemo.State:
+  """The last state of a search, which goes on from where it was stored.
+
+  Args:
+    prepared: from `pipeline.prepare`.
+    search: of its problem.
+    workdir: where generations are stored; None for nowhere.
+    run_digest: of what the run was started with.
+    log: says what is being done.
+  """
+  config = prepared.config
+  init_key, run_key = jax.random.split(jax.random.key(config.seed))
+  state, checkpoints = search.init(init_key), None
+  is_first = jax.process_index() == 0
+  if workdir is not None:
+    if is_first:
+      checkpoints, state = _restore(workdir, state, run_digest, log)
+    state = devices.from_first(jax.device_get(state))
+  done, generations = int(state.generation), config.generations
+  if done >= generations:
+    return state
+  if done:
+    log.line(f'resuming after generation {done}')
+  with log.stage('compiling one generation'):
+    compiled: Compiled = search.compile(run_key, state)
+  log.line(
+    f'memory of a device at its peak: {describe_memory(compiled.evaluation)}'
+  )
+  with tqdm.tqdm(
+    total=generations * config.population,
+    initial=done * config.population,
+    desc='searching',
+    unit='eval',
+    disable=None if is_first else True,
+  ) as bar:
+    last = runs.evolve(
+      workdir, checkpoints, compiled.step, state, generations, run_digest
+    )
+    for new, metrics in last:
+      state = new
+      bar.set_postfix(
+        front=int(metrics['front_size']),
+        hypervolume=f'{metrics.get("hypervolume", np.nan):.4f}',
+      )
+      bar.update(config.population)
+  return state
