@@ -103,4 +103,5 @@ def search(
     seed=seed,
     **{'population': min(Config.population, evaluations)} | config,
   )
-  return search_run.run(workload, chosen, workdir=workdir)
+  cache = None if workdir is None else os.path.join(workdir, 'cache')
+  return search_run.run(workload, chosen, workdir=workdir, cache=cache)

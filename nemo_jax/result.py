@@ -10,8 +10,9 @@ from nemo_jax.pipeline import Prepared
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.numerics import widths
 from nemo_jax.runs.front import Front, Model, Point, network_of
-from nemo_jax.search import nemo, progress
+from nemo_jax.search import progress
 from nemo_jax.search.evaluate import evaluate
+from nemo_jax.search.state import State
 from nemo_jax.tasks import mixed_precision, scoring
 
 # What images are for; see `Workload`.
@@ -42,7 +43,7 @@ def _accuracies(prepared: Prepared, bits: np.ndarray, log: Log) -> list[dict]:
 
 def describe(
   prepared: Prepared,
-  state: nemo.State,
+  state: State,
   log: Log,
   run_digest: str | None = None,
 ) -> Front:

@@ -17,6 +17,7 @@ from nemo_jax.pipeline import Prepared
 from nemo_jax.runs.front import Front, Model
 from nemo_jax.search import nemo
 from nemo_jax.search.compilation import Compiled
+from nemo_jax.search.state import State
 from nemo_jax.workloads import Workload
 
 # Slots of the archive, at most.
@@ -161,8 +162,8 @@ def describe_memory(program: jax.stages.Compiled) -> str:
 
 
 def _restore(
-  workdir: str | os.PathLike, state: nemo.State, run_digest: str, log: Log
-) -> tuple[Any, nemo.State]:
+  workdir: str | os.PathLike, state: State, run_digest: str, log: Log
+) -> tuple[Any, State]:
   """The checkpoints of a folder, and the last stored state or the given one."""
   checkpoints = runs.open_checkpoints(workdir)
   state, damaged = runs.restore(checkpoints, state, run_digest)
@@ -179,7 +180,7 @@ def evolve(
   workdir: str | os.PathLike | None,
   run_digest: str | None,
   log: Log,
-) -> nemo.State:
+) -> State:
   """The last state of a search, which goes on from where it was stored.
 
   Args:

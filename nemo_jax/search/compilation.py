@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +12,7 @@ from nemo_jax.core import devices
 from nemo_jax.core.types import Array, PyTree
 from nemo_jax.search.evaluate import evaluate
 from nemo_jax.search.problem import Problem
-
-if TYPE_CHECKING:
-  from nemo_jax.search.nemo import State
+from nemo_jax.search.state import Metrics, State
 
 
 class Compiled(NamedTuple):
@@ -24,7 +22,7 @@ class Compiled(NamedTuple):
   `evaluation` is the program that scores the candidates.
   """
 
-  step: Callable[['State'], tuple['State', dict[str, Array]]]
+  step: Callable[[State], tuple[State, Metrics]]
   evaluation: jax.stages.Compiled
 
 
@@ -33,7 +31,7 @@ def compile_generation(
   ask: Callable[..., PyTree],
   tell: Callable[..., PyTree],
   key: Array,
-  state: 'State',
+  state: State,
   batch_size: int | None = None,
 ) -> Compiled:
   """The three programs of a generation: ask, evaluate, tell.

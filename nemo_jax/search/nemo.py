@@ -22,7 +22,7 @@ run that is stored and restored goes on as if it had never stopped.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -42,21 +42,7 @@ from nemo_jax.search.problem import (
   SurrogateBuilder,
 )
 from nemo_jax.search.screening import Asked
-
-Metrics = dict[str, Array]
-
-
-class State(NamedTuple):
-  """Everything a search carries from one generation to the next."""
-
-  generation: Array  # int32[]
-  population: Population  # [P, ...], rows of a species together
-  # [A, ...], every non-dominated point seen; see `pareto.archive_insert`.
-  archive: Population
-  species: tuple[Any, ...]  # the private state of each
-  evaluations: Array  # int32[S], done for each species; see `_add`
-  failures: Array  # int32[], evaluations with an objective that is not finite
-  surrogate: PyTree  # its state; () without one
+from nemo_jax.search.state import Metrics, State
 
 
 class Init(Protocol):

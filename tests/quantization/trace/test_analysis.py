@@ -185,7 +185,7 @@ VIEWS = {
   'max pool': lambda x: nn.max_pool(x, (2, 2), (2, 2)),
   'overlapping max pool': lambda x: nn.max_pool(x, (3, 3), padding='SAME'),
   'zero pad': pad_lax,
-  'zero pad by jnp': lambda x: jnp.pad(x, 1)[..., 1:-1],
+  'zero pad by jnp': lambda x: jnp.pad(x, 1)[1:-1, ..., 1:-1],
   'several': lambda x: nn.max_pool(pad_lax(x), (2, 2)).reshape(len(x), -1),
 }
 
@@ -200,7 +200,7 @@ def test_a_tensor_in_two_views_has_one_quantizer(view):
 
 NO_VIEWS = {
   'scaled': lambda x: 2 * x,
-  'pad with one': lambda x: jnp.pad(x, 1, constant_values=1.0)[..., 1:-1],
+  'pad with one': lambda x: jnp.pad(x, 1, constant_values=1.0)[1:-1, ..., 1:-1],
   'average pool': lambda x: nn.avg_pool(x, (2, 2)),
   'sum': lambda x: x.sum(1),
   'clip': lambda x: jnp.clip(x, 0, 1),

@@ -115,6 +115,6 @@ def test_a_workload_with_a_variable_that_is_not_finite_is_refused(
   variables['params']['stem']['bias'][3] = np.nan
   bad = digits._replace(variables=variables)
   module = type('module', (), {'load': lambda sources: bad})
-  monkeypatch.setattr(workloads, '_module', lambda name: module)
+  monkeypatch.setattr(workloads, 'find', lambda name: module)
   with pytest.raises(InputError, match='stem/bias of digits holds values'):
     workloads.load('digits', cache)
