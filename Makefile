@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
   && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: search test test-slow format clean
+.PHONY: search test test-slow types format clean
 
 search: .venv/ready
 	$(BIN)/python -m experiments.search $(ARGS)
@@ -14,10 +14,14 @@ search: .venv/ready
 test: .venv/ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: .venv/ready-tests
 	$(BIN)/python -m pytest -m slow
+
+types: .venv/ready-tests
+	$(BIN)/ty check
 
 format: .venv/ready-tests
 	$(BIN)/ruff check --fix .

@@ -8,6 +8,17 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 INIT = (HERE / 'nemo_jax' / '__init__.py').read_text()
 
+COMMANDS = (
+  'search',
+  'evaluate',
+  'knapsack',
+  'compare',
+  'sensitivity',
+  'transfer',
+  'workloads',
+  'prepare',
+)
+
 setuptools.setup(
   name='nemo_jax',
   version=re.search(r"__version__ = '(.+)'", INIT).group(1),
@@ -17,7 +28,15 @@ setuptools.setup(
   long_description=(HERE / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  packages=setuptools.find_packages(include=['nemo_jax', 'nemo_jax.*']),
+  packages=setuptools.find_packages(
+    include=['nemo_jax', 'nemo_jax.*', 'experiments']
+  ),
+  package_data={'nemo_jax': ['py.typed']},
+  entry_points={
+    'console_scripts': [
+      f'nemo-{name} = experiments.{name}:main' for name in COMMANDS
+    ]
+  },
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
@@ -25,6 +44,7 @@ setuptools.setup(
     'flax>=0.12',
     # Kernels for GPUs are in Pallas's language for Triton, which 0.12 may lack.
     'jax>=0.10,<0.12',
+    'jaxtyping>=0.3',
     'jraph>=0.0.6.dev0',
     'matplotlib>=3.9',
     'numpy>=2.0',
@@ -48,6 +68,7 @@ setuptools.setup(
     # wants importlib_resources as well, and does not say so.
     'tensorflow': ['importlib_resources', 'tensorflow>=2.18'],
     'test': [
+      'beartype>=0.22',
       'hypothesis>=6.100',
       'moocore>=0.2',
       'pymoo>=0.6.1',
@@ -55,6 +76,7 @@ setuptools.setup(
       'pytest-xdist>=3.6',
       'qwix>=0.1.8',
       'ruff>=0.12',
+      'ty>=0.0.108',
     ],
   },
 )

@@ -182,5 +182,10 @@ def run() -> None:
       print(f'picture   {path}')
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

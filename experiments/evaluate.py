@@ -122,5 +122,10 @@ def run() -> None:
     print(json.dumps(line))
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

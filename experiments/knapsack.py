@@ -109,5 +109,10 @@ def run() -> None:
     )
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,6 +1,7 @@
 """What every experiment does around its work."""
 
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,8 +56,25 @@ def parse(argv: Sequence[str]) -> None:
     sys.exit(messages.one_line(f'error: {rest[0]!r} is not a flag'))
 
 
+def _introduce(module: str) -> None:
+  """Has --help show the text and the flags of a command's module.
+
+  absl shows those of the main module, which a command is only where it is
+  started by `python -m`.
+  """
+  if module == '__main__':
+    return
+  sys.modules['__main__'].__doc__ = sys.modules[module].__doc__
+  for flag in FLAGS.get_key_flags_for_module(module):
+    FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
 def launch(run: Callable[[], None]) -> None:
-  """Parses the flags and runs; what can be mended ends in one line."""
+  """Parses the flags and runs; what can be mended ends in one line.
+
+  Args:
+    run: the command, defined in the module that --help is about.
+  """
 
   def main(argv):
     del argv
@@ -68,6 +86,7 @@ def launch(run: Callable[[], None]) -> None:
     threadpoolctl.threadpool_limits(1, user_api='blas')
     run()
 
+  _introduce(inspect.unwrap(run).__module__)
   signals.stop_on_signals()
   messages.show_own_warnings()
   if sys.stdout:

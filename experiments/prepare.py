@@ -47,5 +47,10 @@ def run() -> None:
   print(f'prepared {folder}')
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

@@ -171,5 +171,10 @@ def run() -> None:
     summarise(workdir(), front)
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

@@ -126,5 +126,10 @@ def run() -> None:
     print(f'| {method} | {" | ".join(cells)} |')
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

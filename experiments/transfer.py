@@ -122,5 +122,10 @@ def run() -> None:
     print(row(name, *np.asarray(values).T))
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

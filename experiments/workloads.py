@@ -64,5 +64,10 @@ def run() -> None:
       print(f'{title:13}{", ".join(names)}')
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """The command."""
   launch(run)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,6 +1,7 @@
 """`Config`: what decides a search, besides the network and its images."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -116,7 +117,7 @@ class Config:
     with _field('reconstruct'):
       for step in self.reconstruct:
         checks.choice('a step', step, reconstruct.STEPS)
-    if self.memory_gib is not None and not self.memory_gib > 0:
+    if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
       raise FieldError('memory_gib', f'{self.memory_gib} is no memory')
 
   def check_search(self) -> None:
@@ -139,16 +140,25 @@ class Config:
           f'{needing[0]!r} needs sensitivities and a cost among the '
           f'objectives, of {", ".join(objectives_lib.COSTS)}'
         )
+    with _field('evaluations'):
+      checks.whole('it', self.evaluations)
     with _field('population'):
       checks.whole('it', self.population)
       allocation.check_size(self.population, len(team))
     with _field('evaluations'):
-      checks.whole('it', self.evaluations)
       if self.evaluations < self.population:
         raise InputError(
           f'{self.evaluations} are less than one generation of '
           f'{self.population}'
         )
+    with _field('seed'):
+      checks.whole('it', self.seed, least=0)
+      # JAX would keep the lowest 32 bits.
+      if self.seed >= 2**32:
+        raise InputError(f'{self.seed} is beyond {2**32 - 1}')
+    if self.batch_size is not None:
+      with _field('batch_size'):
+        checks.whole('it', self.batch_size)
     with _field('exploration'):
       allocation.check_options(self.exploration, 'r2', len(self.objectives))
     with _field('image_devices'):

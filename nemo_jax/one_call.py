@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nemo_jax.core import batches
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.data.labelled import Images
 from nemo_jax.quantization.numerics import widths
-from nemo_jax.quantization.quantized import Apply
+from nemo_jax.quantization.trace.tracing import Apply
 from nemo_jax.tasks import objectives as objectives_lib
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def divide(
-  inputs: Array, labels: Array, seed: int, calibration: int = 256
+  inputs: PyTree, labels: Array, seed: int, calibration: int = 256
 ) -> tuple[Images, Images]:
   """Images to calibrate with, and others for the search, at random.
 
@@ -30,7 +31,7 @@ def divide(
   Raises:
     InputError: there are fewer than two, or not as many labels.
   """
-  count = len(inputs)
+  count = batches.check(inputs)
   if count < 2 or np.shape(labels) != (count,):
     raise InputError(
       f'there are {count} inputs and labels of shape {np.shape(labels)}; give '
@@ -39,17 +40,19 @@ def divide(
   rows = np.random.default_rng(seed).permutation(count)
   first = max(1, min(calibration, count // 4))
   parts = np.sort(rows[:first]), np.sort(rows[first:])
-  inputs, labels = np.asarray(inputs), np.asarray(labels)
-  return tuple(Images(inputs[part], labels[part]) for part in parts)
+  inputs, labels = batches.on_host(inputs), np.asarray(labels)
+  return tuple(
+    Images(batches.take(inputs, part), labels[part]) for part in parts
+  )
 
 
 def search(
   apply: Apply,
   variables: PyTree,
-  inputs: Array,
+  inputs: PyTree,
   labels: Array,
   *,
-  test: tuple[Array, Array] | None = None,
+  test: tuple[PyTree, Array] | None = None,
   evaluations: int = 1000,
   objectives: Sequence[str] = objectives_lib.DEFAULT,
   bit_widths: Sequence[int] = widths.DEFAULT,
@@ -67,7 +70,8 @@ def search(
   Args:
     apply: (variables, inputs) -> logits [B, C]; see `quantize`.
     variables: a pytree of arrays.
-    inputs: [B, ...], labelled examples; training data are right.
+    inputs: a pytree of arrays [B, ...], labelled examples; training data are
+      right.
     labels: [B] int, classes from 0.
     test: inputs and labels on which the front is scored at the end, and on
       which nothing is chosen.
@@ -94,7 +98,9 @@ def search(
     variables=variables,
     calibration=calibration,
     search=rest,
-    test=None if test is None else Images(*map(np.asarray, test)),
+    test=None
+    if test is None
+    else Images(batches.on_host(test[0]), np.asarray(test[1])),
   )
   chosen = Config(
     evaluations=evaluations,

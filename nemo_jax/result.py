@@ -6,6 +6,7 @@ import numpy as np
 from nemo_jax import pipeline
 from nemo_jax.core import devices, files
 from nemo_jax.core.log import Log
+from nemo_jax.core.types import PyTree
 from nemo_jax.pipeline import Prepared
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.numerics import widths
@@ -100,7 +101,9 @@ def describe(
       objectives=tuple(
         mixed_precision.float_objectives(problem, counts['search'])
       ),
-      **_sizes(quantized.costs, float_row),
+      **_sizes(quantized.costs, float_row)
+      # Without the scales of quantizers.
+      | {'size_mb': widths.FLOAT_BITS * quantized.costs.parameters / 8e6},
       **on_test[0],
     ),
     is_weight=tuple(q.is_weight for q in quantized.quantizers),
@@ -113,7 +116,7 @@ def describe(
     failures=int(state.failures),
     hypervolume=volume(values[len(uniform) :]),
     uniform_hypervolume=volume(values[: len(uniform)]),
-    images=counts | {'size': int(np.shape(workload.search.images)[1])},
+    images=counts | _side(workload.search.images),
     network=network_of(
       quantized,
       workload.variables,
@@ -123,6 +126,12 @@ def describe(
     run=run_digest,
     model=Model(quantized, workload.variables),
   )
+
+
+def _side(inputs: PyTree) -> dict[str, int]:
+  """The side of images; nothing for other inputs."""
+  is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 4
+  return {'size': inputs.shape[1]} if is_image else {}
 
 
 def _sizes(table: costs.Costs, bits: np.ndarray) -> dict[str, float]:

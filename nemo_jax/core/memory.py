@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core import batches
+from nemo_jax.core.types import Array, InputError, PyTree
 
 # Activations may take this share of a device's memory: compilers keep scratch
 # space beside them, and other arrays have to fit as well.
@@ -61,20 +62,22 @@ def images_at_once(
 
 
 def in_chunks(
-  apply: Callable[[Array], Array], images: Array, chunk: int
+  apply: Callable[[PyTree], Array], inputs: PyTree, chunk: int
 ) -> Array:
-  """What `apply` makes of images [B, ...], at most `chunk` of them at once.
+  """The outputs for inputs [B, ...], at most `chunk` examples at once.
 
   The chunks are of one size, as even as can be; the last is filled up with
-  copies of the last image. There are two at least, for what does not depend on
-  the images, such as a quantized weight, is then computed once, before the
+  copies of the last example. There are two at least, for what does not depend
+  on the inputs, such as a quantized weight, is then computed once, before the
   loop; XLA would else fuse it into every use.
   """
-  count = len(images)
+  count = batches.size(inputs)
   if count == 1:
-    return apply(images)
+    return apply(inputs)
   chunks = max(2, -(-count // chunk))
   size = -(-count // chunks)
   rows = jnp.minimum(jnp.arange(chunks * size), count - 1)
-  outputs = jax.lax.map(lambda r: apply(images[r]), rows.reshape(chunks, size))
+  outputs = jax.lax.map(
+    lambda r: apply(batches.take(inputs, r)), rows.reshape(chunks, size)
+  )
   return outputs.reshape(-1, *outputs.shape[2:])[:count]

@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nemo_jax.core.types import PyTree
+
 
 class Images(NamedTuple):
-  """Labelled images."""
+  """Labelled images, or other inputs of a network."""
 
-  images: np.ndarray  # [B, height, width, channels]
+  # [B, height, width, channels]; a pytree of arrays [B, ...] for other inputs.
+  images: PyTree
   labels: np.ndarray  # [B] int32

@@ -1,4 +1,4 @@
-"""Calibration: what quantizers see of the images, and the ranges from it."""
+"""Calibration: what quantizers see of the inputs, and the ranges from it."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from nemo_jax.core.types import Array, PyTree
 from nemo_jax.quantization.backend import lowering as lowering_lib
 from nemo_jax.quantization.numerics import observe as observe_lib
 from nemo_jax.quantization.numerics import ranges
-from nemo_jax.quantization.quantized import Apply
 from nemo_jax.quantization.trace import execution, tracing
 from nemo_jax.quantization.trace.analysis import Quantizer
 
@@ -24,7 +23,7 @@ class Collect(Protocol):
     of: Callable[[int, Array], Any],
     merge: Callable[[Any, Any], Any],
     variables: PyTree,
-    images: Array,
+    inputs: PyTree,
   ) -> dict[int, Any]:
     """Returns of(quantizer, value) by quantizer; where it is None, nothing.
 
@@ -32,18 +31,18 @@ class Collect(Protocol):
       of: pure function of the quantizer's index and an operand.
       merge: joins what several operands of one quantizer gave.
       variables: of the function.
-      images: [B, ...].
+      inputs: arrays [B, ...].
     """
 
 
 def collector(
-  function: Apply, extra_ops: Sequence[str], lowering: str
+  function: tracing.Apply, extra_ops: Sequence[str], lowering: str
 ) -> Collect:
   """Runs the float function to see its operands; arguments of `quantize`."""
   product = lowering_lib.LOWERINGS[lowering]
 
-  def collect(of, merge, variables, images):
-    trace = tracing.trace(function, variables, images, extra_ops)
+  def collect(of, merge, variables, inputs):
+    trace = tracing.trace(function, variables, inputs, extra_ops)
     seen = {}
 
     def visit(site, value):
@@ -53,7 +52,7 @@ def collector(
       seen[site.quantizer] = found
       return value, jnp.ones((), value.dtype), None
 
-    execution.run(trace, product, variables, images, visit)
+    execution.run(trace, product, variables, inputs, visit)
     return {k: v for k, v in seen.items() if v is not None}
 
   return collect
@@ -63,11 +62,11 @@ def observe(
   collect: Collect,
   quantizers: Sequence[Quantizer],
   variables: PyTree,
-  chunks: Sequence[Array],
+  chunks: Sequence[PyTree],
 ) -> tuple[dict[int, Array], dict[int, Array]]:
   """What calibration needs to see, by the index of the quantizer.
 
-  Two passes over the images: one for bounds, one for what lies between.
+  Two passes over the inputs: one for bounds, one for what lies between.
 
   Returns:
     [2] bounds of activations, the least value and the negative of the greatest;

@@ -22,13 +22,6 @@ from nemo_jax.quantization.trace.analysis import Analysis, Quantizer, Site
 from nemo_jax.quantization.trace.operations import Operation
 
 
-class Apply(Protocol):
-  """A network: any pure function of variables and inputs."""
-
-  def __call__(self, variables: PyTree, inputs: PyTree) -> PyTree:
-    """Returns the outputs; does the same to each example."""
-
-
 class Visit(Protocol):
   """What to put in the place of an operand that is quantized."""
 
@@ -41,7 +34,7 @@ class Visit(Protocol):
 
 @flax.struct.dataclass
 class Encoded:
-  """What a network at certain bits is before it sees an image."""
+  """What a network at certain bits is before it sees an input."""
 
   grids: tuple[fake_quant.Grid, ...]  # one a quantizer
   codes: dict[Site, Array]  # of weights, where they are used
@@ -63,7 +56,7 @@ class Quantized:
     bank: ranges and codes of every quantizer, for every bit-width.
   """
 
-  function: Apply
+  function: tracing.Apply
   extra_ops: tuple[str, ...]
   lowering: str
   trace: tracing.Trace
@@ -112,7 +105,7 @@ class Quantized:
   def apply(
     self,
     variables: PyTree,
-    images: Array,
+    inputs: PyTree,
     bits: Array,
     bank: Bank | None = None,
     max_bits: int | None = None,
@@ -121,7 +114,7 @@ class Quantized:
 
     Args:
       variables: of the function.
-      images: [B, ...].
+      inputs: a pytree of arrays [B, ...].
       bits: int32[N]; more than 16 leave a tensor in float.
       bank: in place of the own.
       max_bits: a promise that no bits are more; static.
@@ -130,7 +123,7 @@ class Quantized:
       InputError: variables or bits do not fit the function.
     """
     encoded = self.encode(variables, bits, bank, max_bits)
-    return self.run(variables, images, encoded)
+    return self.run(variables, inputs, encoded)
 
   def encode(
     self,
@@ -139,9 +132,9 @@ class Quantized:
     bank: Bank | None = None,
     max_bits: int | None = None,
   ) -> Encoded:
-    """What depends on the bits and not on the images.
+    """What depends on the bits and not on the inputs.
 
-    It is computed once for all images. Arguments as for `apply`.
+    It is computed once for all inputs. Arguments as for `apply`.
     """
     bank = self.bank if bank is None else bank
     tracing.check_variables(variables, self.program)
@@ -163,7 +156,7 @@ class Quantized:
     equalizers = {s: e for s, e in bank.equalizers.items() if s not in weights}
     return Encoded(grids, codes, shifts, equalizers, max_bits)
 
-  def run(self, variables: PyTree, images: Array, encoded: Encoded) -> PyTree:
+  def run(self, variables: PyTree, inputs: PyTree, encoded: Encoded) -> PyTree:
     """The outputs of the function, at what `encode` returned."""
     narrow = (encoded.max_bits or np.inf) <= widths_lib.NARROW_BITS
     products = lowering.LOWERINGS[self.lowering]
@@ -172,9 +165,9 @@ class Quantized:
     if narrow and self.lowering == 'backend':
       of_codes = functools.partial(self._run_by, lowering.of_codes)
       forward = fusion.on_gpu(of_codes, forward)
-    return forward(variables, images, encoded)
+    return forward(variables, inputs, encoded)
 
-  def _run_by(self, product, variables, images, encoded) -> PyTree:
+  def _run_by(self, product, variables, inputs, encoded) -> PyTree:
     """`run` by one way to multiply."""
 
     def visit(site, value):
@@ -184,17 +177,17 @@ class Quantized:
       value = value * encoded.equalizers.get(site, 1)
       return fake_quant.encode(value, grid), grid.scale, None
 
-    trace = self._trace_like(variables, images)
-    return execution.run(trace, product, variables, images, visit)
+    trace = self._trace_like(variables, inputs)
+    return execution.run(trace, product, variables, inputs, visit)
 
   def map_operands(
-    self, variables: PyTree, images: Array, visit: Visit | None = None
+    self, variables: PyTree, inputs: PyTree, visit: Visit | None = None
   ) -> PyTree:
     """The outputs of the float function, its quantized operands replaced.
 
     Args:
       variables: of the function.
-      images: [B, ...].
+      inputs: a pytree of arrays [B, ...].
       visit: what to put in the place of each operand; nothing if absent.
     """
 
@@ -204,17 +197,17 @@ class Quantized:
         value, shift = visit(site, value)
       return value, jnp.ones((), value.dtype), shift
 
-    trace = self._trace_like(variables, images)
+    trace = self._trace_like(variables, inputs)
     product = lowering.LOWERINGS[self.lowering]
-    return execution.run(trace, product, variables, images, place)
+    return execution.run(trace, product, variables, inputs, place)
 
   def weights(self, variables: PyTree) -> dict[Site, Array]:
     """The weights that are quantized, as they are where they are used."""
     return execution.weights(self.trace, variables)
 
-  def _trace_like(self, variables, images) -> tracing.Trace:
+  def _trace_like(self, variables, inputs) -> tracing.Trace:
     """The trace for so many examples; the same operands are quantized."""
-    found = tracing.trace(self.function, variables, images, self.extra_ops)
+    found = tracing.trace(self.function, variables, inputs, self.extra_ops)
     examples.check_sites(self.analysis, found.analysis, found.count)
     return found
 

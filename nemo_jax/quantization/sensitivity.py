@@ -4,7 +4,7 @@ Four estimates, each a table [N, K] whose entries are added up over the
 quantizers of a configuration. All but the measured one look at the float
 network and at what quantization changes in it, a step d for each quantizer and
 width: of a weight with the shift that the bank adds to its product, of an
-activation at every image.
+activation at every example.
 """
 
 import functools
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from nemo_jax.core import batches
 from nemo_jax.core.memory import in_chunks
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization import transform
@@ -56,7 +57,7 @@ def _inner(quantized, left: _Values, right: _Values) -> Array:
   return out
 
 
-def _around(quantized, variables, bank, images):
+def _around(quantized, variables, bank, inputs):
   """The logits as a function of steps, no steps, and the operands."""
 
   def forward(steps):
@@ -68,7 +69,7 @@ def _around(quantized, variables, bank, images):
       value = value if step is None else value + step
       return value, steps.shifts.get(site)
 
-    logits = quantized.map_operands(variables, images, visit)
+    logits = quantized.map_operands(variables, inputs, visit)
     return logits.astype(jnp.float32), seen
 
   _, shapes = jax.eval_shape(forward, _Values({}, {}))
@@ -91,11 +92,9 @@ def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
   return jax.lax.map(one, jnp.asarray(widths)).T
 
 
-def _check(quantized, variables, images, widths) -> None:
+def _check(quantized, variables, inputs, widths) -> None:
   quantized.structure.num_classes()
-  tracing.check_arguments(variables, images)
-  if not len(images):
-    raise InputError('sensitivities need at least one image')
+  tracing.check_arguments(variables, inputs)
   known = np.asarray(widths)
   if not np.issubdtype(known.dtype, np.integer) or not (
     len(known) and known.min() >= widths_lib.MIN_BITS
@@ -106,10 +105,10 @@ def _check(quantized, variables, images, widths) -> None:
     )
 
 
-def _total(of, quantized, variables, images, labels, key, chunk, title):
-  """The sum of of(variables, bank, images, labels, key) over chunks."""
+def _total(of, quantized, variables, inputs, labels, key, chunk, title):
+  """The sum of of(variables, bank, inputs, labels, key) over chunks."""
   of, total = jax.jit(of), None
-  starts = range(0, len(images), chunk)
+  starts = range(0, batches.size(inputs), chunk)
   for i, start in enumerate(
     tqdm.tqdm(starts, desc=title, unit='chunk', disable=None)
   ):
@@ -117,7 +116,7 @@ def _total(of, quantized, variables, images, labels, key, chunk, title):
     found = of(
       variables,
       quantized.bank,
-      jnp.asarray(images[rows]),
+      batches.on_device(batches.take(inputs, rows)),
       jnp.asarray(labels[rows]),
       jax.random.fold_in(key, i),
     )
@@ -125,12 +124,12 @@ def _total(of, quantized, variables, images, labels, key, chunk, title):
   return total
 
 
-def _slopes(quantized, variables, bank, images, key, draws: int):
+def _slopes(quantized, variables, bank, inputs, key, draws: int):
   """Draws of v' J, and the operands; see `second_order`.
 
   With random signs s, v = sqrt(p) s - p (sqrt(p)' s).
   """
-  forward, none = _around(quantized, variables, bank, images)
+  forward, none = _around(quantized, variables, bank, inputs)
   logits, pull, operands = jax.vjp(forward, none, has_aux=True)
   root = jnp.exp(jax.nn.log_softmax(logits) / 2)
 
@@ -146,7 +145,7 @@ def _slopes(quantized, variables, bank, images, key, draws: int):
 def second_order(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   labels: Array,
   *,
   key: Array,
@@ -156,24 +155,24 @@ def second_order(
 ) -> Array:
   """float32[N, K]: d' H d / 2 with the Gauss-Newton form of the Hessian.
 
-  MPQCO (arXiv 2110.06554, equation 7). H is the mean over images of J' A J,
+  MPQCO (arXiv 2110.06554, equation 7). H is the mean over examples of J' A J,
   with J the derivative of the logits and A = diag(p) - p p' the Hessian of the
   cross entropy, and d' J' A J d is E[(v' J d)^2] for random v with E[v v'] = A.
-  Those of different images are independent, so the square of the sum of v' J d
-  over a chunk is, in the mean, the sum of the squares: one gradient a draw
-  serves all quantizers and widths.
+  Those of different examples are independent, so the square of the sum of
+  v' J d over a chunk is, in the mean, the sum of the squares: one gradient a
+  draw serves all quantizers and widths.
 
   Args:
     quantized: from `quantize` or `reconstruct`; its bank gives the steps.
     variables: of the network.
-    images: [B, ...].
+    inputs: a pytree of arrays [B, ...].
     labels: [B] int; not used here.
     key: of the signs.
     widths: K bit-widths.
-    chunk: images at once.
+    chunk: examples at once.
     draws: of signs for each chunk.
   """
-  _check(quantized, variables, images, widths)
+  _check(quantized, variables, inputs, widths)
 
   def of(variables, bank, part, labels, key):
     del labels
@@ -186,15 +185,15 @@ def second_order(
     return _at_widths(quantized, variables, bank, operands, widths, square)
 
   total = _total(
-    of, quantized, variables, images, labels, key, chunk, 'second order'
+    of, quantized, variables, inputs, labels, key, chunk, 'second order'
   )
-  return total / (2 * len(images))
+  return total / (2 * batches.size(inputs))
 
 
 def first_order(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   labels: Array,
   *,
   key: Array,
@@ -205,7 +204,7 @@ def first_order(
 
   Arguments as for `second_order`; `key` is not used.
   """
-  _check(quantized, variables, images, widths)
+  _check(quantized, variables, inputs, widths)
 
   def of(variables, bank, part, labels, key):
     del key
@@ -217,15 +216,15 @@ def first_order(
     return _at_widths(quantized, variables, bank, operands, widths, inner)
 
   total = _total(
-    of, quantized, variables, images, labels, key, chunk, 'first order'
+    of, quantized, variables, inputs, labels, key, chunk, 'first order'
   )
-  return jnp.abs(total) / len(images)
+  return jnp.abs(total) / batches.size(inputs)
 
 
 def hessian_trace(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   labels: Array,
   *,
   key: Array,
@@ -241,7 +240,7 @@ def hessian_trace(
   signs in the weights it takes a product with H for each of them. Shifts are
   left out. Arguments as for `second_order`.
   """
-  _check(quantized, variables, images, widths)
+  _check(quantized, variables, inputs, widths)
 
   def of(variables, bank, part, labels, key):
     del labels
@@ -270,16 +269,16 @@ def hessian_trace(
     return jnp.stack([trace, sizes, *lengths.T], axis=1)
 
   total = _total(
-    of, quantized, variables, images, labels, key, chunk, 'Hessian trace'
+    of, quantized, variables, inputs, labels, key, chunk, 'Hessian trace'
   )
   trace, sizes, lengths = total[:, :1], total[:, 1:2], total[:, 2:]
-  return trace / len(images) * (lengths / sizes) / 2
+  return trace / batches.size(inputs) * (lengths / sizes) / 2
 
 
 def measured(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   labels: Array,
   *,
   key: Array,
@@ -288,35 +287,35 @@ def measured(
 ) -> Array:
   """float32[N, K]: the divergence from the float network, nothing estimated.
 
-  Kullback-Leibler, the mean over images, with one quantizer at one width and
+  Kullback-Leibler, the mean over examples, with one quantizer at one width and
   all others in float: N K evaluations. Arguments as for `second_order`; `key`
   and `labels` are not used.
   """
   del key, labels
-  _check(quantized, variables, images, widths)
+  _check(quantized, variables, inputs, widths)
   count = len(quantized.quantizers)
 
   @jax.jit
-  def score(variables, bank, images, target, bits):
+  def score(variables, bank, inputs, target, bits):
     encoded = quantized.encode(variables, bits, bank)
     run = lambda part: quantized.run(variables, part, encoded)
-    logits = in_chunks(run, images, chunk).astype(jnp.float32)
+    logits = in_chunks(run, inputs, chunk).astype(jnp.float32)
     gap = jax.nn.log_softmax(target) - jax.nn.log_softmax(logits)
     return jnp.mean(jnp.sum(jax.nn.softmax(target) * gap, axis=-1))
 
   run = jax.jit(
-    lambda variables, images: in_chunks(
-      lambda part: quantized.map_operands(variables, part), images, chunk
+    lambda variables, inputs: in_chunks(
+      lambda part: quantized.map_operands(variables, part), inputs, chunk
     )
   )
-  images = jnp.asarray(images)
-  target = run(variables, images).astype(jnp.float32)
+  inputs = batches.on_device(inputs)
+  target = run(variables, inputs).astype(jnp.float32)
   everywhere = jnp.full(count, widths_lib.WIDTHS[-1] + 1)
   cells = [(i, k) for i in range(count) for k in range(len(widths))]
   table = jnp.zeros((count, len(widths)))
   for i, k in tqdm.tqdm(cells, desc='measured', unit='eval', disable=None):
     bits = everywhere.at[i].set(widths[k])
-    value = score(variables, quantized.bank, images, target, bits)
+    value = score(variables, quantized.bank, inputs, target, bits)
     table = table.at[i, k].set(value)
   return table
 
@@ -330,7 +329,7 @@ METHODS: dict[str, Callable[..., Array]] = {
 
 
 def passes(method: str, quantizers: int, widths: int) -> int:
-  """Forward passes over the images that a method costs, by their arithmetic.
+  """Forward passes over the inputs that a method costs, by their arithmetic.
 
   At the methods' default draws. A gradient counts as two more passes.
 

@@ -1,14 +1,14 @@
 """What the trace of a function tells, without any values."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import jraph
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization.numerics.ranges import SCHEMES
 from nemo_jax.quantization.trace import graph, tracing
@@ -76,7 +76,7 @@ def structure_of(
   analysis = few.analysis
   if not analysis.quantizers:
     raise InputError(
-      'nothing to quantize: no convolution or matrix product of the images'
+      'nothing to quantize: no convolution or matrix product of the inputs'
     )
   names = tracing.leaf_names(variables)
   return Structure(
@@ -100,9 +100,9 @@ def check_options(extra_ops: Sequence[str], weight_scheme: str) -> None:
 
 
 def inspect(
-  apply: Callable[[PyTree, Array], PyTree],
+  apply: tracing.Apply,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   *,
   extra_ops: Sequence[str] = (),
   weight_scheme: str = 'symmetric',
@@ -112,7 +112,7 @@ def inspect(
   Args:
     apply: as for `quantize`.
     variables: arrays, or their `jax.ShapeDtypeStruct`.
-    images: [B, ...], likewise.
+    inputs: arrays [B, ...], likewise.
     extra_ops: as for `quantize`.
     weight_scheme: as for `quantize`.
 
@@ -122,5 +122,5 @@ def inspect(
     NotImplementedError: as for `quantize`.
   """
   check_options(extra_ops, weight_scheme)
-  few, many = tracing.traces(apply, variables, images, extra_ops)
+  few, many = tracing.traces(apply, variables, inputs, extra_ops)
   return structure_of(few, many, variables, weight_scheme)

@@ -4,17 +4,16 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.core import checks
+from nemo_jax.core import batches, checks
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization import calibration as calibration_lib
 from nemo_jax.quantization import structure as structure_lib
 from nemo_jax.quantization.backend import lowering as lowering_lib
 from nemo_jax.quantization.numerics import ranges
 from nemo_jax.quantization.numerics.bank import Bank
-from nemo_jax.quantization.quantized import Apply, Quantized
+from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.structure import Structure, inspect
 from nemo_jax.quantization.trace import execution, tracing
 from nemo_jax.quantization.trace.analysis import Quantizer
@@ -23,9 +22,9 @@ __all__ = ['Quantized', 'Structure', 'inspect', 'quantize']
 
 
 def quantize(
-  apply: Apply,
+  apply: tracing.Apply,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   *,
   extra_ops: Sequence[str] = (),
   calibration: str = 'least_squares',
@@ -51,11 +50,11 @@ def quantize(
   Gradients pass straight through the rounding (see `fake_quant`).
 
   Args:
-    apply: (variables, images) -> outputs. It does the same to each image, for
+    apply: (variables, inputs) -> outputs. It does the same to each image, for
       any number of them.
     variables: a pytree of arrays; weights come from here or from constants
       that the function captured.
-    images: [B, ...], a sample that calibrates the ranges.
+    inputs: a pytree of arrays [B, ...], a sample that calibrates the ranges.
     extra_ops: operations beside matrix products whose operands are quantized
       too: `add`, sums of two branches, and `pool`, sums over windows or over
       all positions. With both, NEMO's counts of quantizers come out.
@@ -66,14 +65,14 @@ def quantize(
     lowering: `traced` runs the function's own products, so that over 16 bits
       everywhere it is the function to the last bit; `backend` runs each in
       the form that is fastest where it runs, see `lowering`.
-    chunk: images that calibration runs at once.
+    chunk: examples that calibration runs at once.
 
   Raises:
-    InputError: an option is unknown, there is no image, variables or images
+    InputError: an option is unknown, there is no example, variables or inputs
       are no arrays, nothing in the function is quantizable, a product has
       complex operands or a weight of whole numbers, or the function does other
-      operations for another number of images.
-    NotImplementedError: a matrix product of the images lies where it cannot
+      operations for another number of examples.
+    NotImplementedError: a matrix product of the inputs lies where it cannot
       be reached, such as the body of a `scan`.
   """
   checks.choice('calibration', calibration, ranges.METHODS)
@@ -84,14 +83,15 @@ def quantize(
       'and from 1'
     )
   structure_lib.check_options(extra_ops, weight_scheme)
-  tracing.check_arguments(variables, images)
-  if not len(images):
-    raise InputError('quantize needs at least one image to calibrate with')
-  images = jnp.asarray(images)
-  few, many = tracing.traces(apply, variables, images[:chunk], extra_ops)
+  count = tracing.check_arguments(variables, inputs)
+  inputs = batches.on_device(inputs)
+  first = batches.take(inputs, slice(chunk))
+  few, many = tracing.traces(apply, variables, first, extra_ops)
   structure = structure_lib.structure_of(few, many, variables, weight_scheme)
   quantizers = structure.quantizers
-  chunks = [images[i : i + chunk] for i in range(0, len(images), chunk)]
+  chunks = [
+    batches.take(inputs, slice(i, i + chunk)) for i in range(0, count, chunk)
+  ]
   collect = calibration_lib.collector(apply, extra_ops, lowering)
   seen = calibration_lib.observe(collect, quantizers, variables, chunks)
 

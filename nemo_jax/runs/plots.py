@@ -97,11 +97,14 @@ def projections(front: Front) -> Figure:
   """The first objective against each of the others, by species."""
   names, points = front.objective_names, front.points
   values, uniform = objectives_of(points), objectives_of(front.uniform)
-  owners = np.asarray([p.species for p in points])
+  values = values.reshape(len(points), len(names))
+  owners = np.asarray([p.species for p in points], object)
+  # Of older files some points have no species, or species no list.
+  known = dict.fromkeys([*front.species, *owners])
   figure = Figure(figsize=(5.5 * (len(names) - 1), 4.2))
   panels = figure.subplots(1, len(names) - 1, squeeze=False)
   for k, axes in enumerate(panels[0], start=1):
-    for i, owner in enumerate(front.species):
+    for i, owner in enumerate(known):
       rows = values[owners == owner]
       color = f'C{i}'
       axes.scatter(rows[:, k], rows[:, 0], s=18, color=color, label=owner)

@@ -5,6 +5,7 @@ absent; one that is there has to be of its kind.
 """
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -49,6 +50,29 @@ _BITS = _Kind(
 )
 
 
+def _describes_inputs(x: Any) -> bool:
+  """Whether it is a shape and a type, or a dict, list or tuple of such."""
+  if not isinstance(x, dict):
+    return False
+  if set(x) == {'shape', 'dtype'}:
+    shape, dtype = x['shape'], x['dtype']
+    return (
+      isinstance(shape, list)
+      and all(map(_COUNT.holds, shape))
+      and isinstance(dtype, str)
+      and re.fullmatch('[a-z]+[0-9]*(_[a-z0-9]+)?', dtype) is not None
+    )
+  if len(x) != 1:
+    return False
+  ((kind, held),) = x.items()
+  if kind == 'dict':
+    return isinstance(held, dict) and all(map(_describes_inputs, held.values()))
+  is_list = kind in ('list', 'tuple') and isinstance(held, list)
+  return is_list and all(map(_describes_inputs, held))
+
+
+_INPUTS = _Kind('shapes and types of inputs', _describes_inputs)
+
 # What values may be, and lists of such values; behind the name of an object
 # or of a list of objects, what each of these holds.
 _KINDS = {
@@ -89,14 +113,13 @@ _OPTIONAL_KINDS = {
   'uniform.gbitops': _FINITE,
   'network.weights': _TEXT,
   'network.bank': _TEXT,
-  'network.shape': [_COUNT],
-  'network.dtype': _TEXT,
+  'network.inputs': _INPUTS,
   'network.extra_ops': [_TEXT],
   'network.weight_scheme': _TEXT,
   'network.lowering': _TEXT,
 }
 # Lists that may be empty.
-_MAY_BE_EMPTY = ('network.extra_ops', 'network.shape')
+_MAY_BE_EMPTY = ('network.extra_ops',)
 # Lists that are as long as others.
 _LIKE = {
   'is_weight': 'quantizers',

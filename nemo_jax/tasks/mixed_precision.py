@@ -9,7 +9,7 @@ import jraph
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from nemo_jax.core import devices, memory
+from nemo_jax.core import batches, devices, memory
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.numerics.bank import Bank
@@ -31,7 +31,7 @@ class Data(NamedTuple):
 
   variables: PyTree
   bank: Bank
-  images: Array  # [B, ...]
+  inputs: PyTree  # [B, ...] each
   labels: Array  # [B] int32
   logits: Array  # [B, C] float32, of the float network
   bit_widths: Array  # [K] int32
@@ -40,14 +40,14 @@ class Data(NamedTuple):
 _BY_IMAGE = PartitionSpec(devices.IMAGE)
 # How the data are laid over a mesh.
 DATA_SPECS = Data(*[PartitionSpec()] * len(Data._fields))._replace(
-  images=_BY_IMAGE, labels=_BY_IMAGE, logits=_BY_IMAGE
+  inputs=_BY_IMAGE, labels=_BY_IMAGE, logits=_BY_IMAGE
 )
 
 
 def make_problem(
   quantized: Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   labels: Array,
   *,
   objectives: Sequence[str] = objectives_lib.DEFAULT,
@@ -63,7 +63,7 @@ def make_problem(
   Args:
     quantized: from `quantize`.
     variables: of the network.
-    images: [B, ...], what candidates are scored on.
+    inputs: a pytree of arrays [B, ...], what candidates are scored on.
     labels: [B] int32.
     objectives: of `objectives.NAMES`, in the order that they come back.
     bit_widths: what there is to choose from, ascending.
@@ -84,14 +84,12 @@ def make_problem(
   objectives = objectives_lib.check(objectives)
   widths = widths_lib.check_choices(bit_widths)
   structure = quantized.structure
-  tracing.check_arguments(variables, images)
-  if not len(images):
-    raise InputError('make_problem needs at least one image')
+  count = tracing.check_arguments(variables, inputs)
   classes = structure.num_classes()
-  scoring.check_labels(labels, images, classes)
+  scoring.check_labels(labels, count, classes)
   chunk = images_at_once or memory.images_at_once(structure.bytes_per_image)
-  logits = scoring.float_logits(quantized, variables, images, chunk)
-  scoring.check_finite(quantized, variables, images, logits)
+  logits = scoring.float_logits(quantized, variables, inputs, chunk)
+  scoring.check_finite(quantized, variables, inputs, logits)
   scoring.check_skill(logits, labels)
   if 'top5_error' in objectives and classes <= 5:
     raise InputError(f'top5_error needs over 5 classes; there are {classes}')
@@ -111,7 +109,7 @@ def make_problem(
   data = Data(
     variables=variables,
     bank=quantized.bank,
-    images=images,
+    inputs=inputs,
     labels=np.asarray(labels, np.int32),
     logits=logits,
     bit_widths=np.asarray(widths, np.int32),
@@ -125,9 +123,7 @@ def make_problem(
     allowed=np.asarray(allowed, bool),
     ideal=ideal,
     reference=reference,
-    evaluate=_evaluation(
-      quantized, objectives, widths, chunk, mesh, len(images)
-    ),
+    evaluate=_evaluation(quantized, objectives, widths, chunk, mesh, count),
     objective_names=objectives,
     mesh=mesh,
     data_specs=DATA_SPECS,
@@ -151,11 +147,11 @@ def _check_allowed(allowed: Array, shape: tuple[int, int]) -> None:
 def _place(data: Data, mesh: jax.sharding.Mesh | None) -> Data:
   """The data on the devices; each takes as many images."""
   if mesh is not None:
-    count, shares = len(data.images), mesh.shape[devices.IMAGE]
+    count, shares = len(data.labels), mesh.shape[devices.IMAGE]
     # Copies that fill up are not counted.
     rows = np.minimum(np.arange(-(-count // shares) * shares), count - 1)
     data = data._replace(
-      images=np.asarray(data.images)[rows],
+      inputs=batches.take(batches.on_host(data.inputs), rows),
       labels=data.labels[rows],
       logits=np.asarray(data.logits)[rows],
     )
@@ -176,8 +172,8 @@ def _evaluation(
   def evaluate(data: Data, choices: Array) -> Array:
     bits = data.bit_widths[choices]
     encoded = quantized.encode(data.variables, bits, data.bank, widths[-1])
-    run = lambda images: quantized.run(data.variables, images, encoded)
-    logits = memory.in_chunks(run, data.images, chunk)
+    run = lambda part: quantized.run(data.variables, part, encoded)
+    logits = memory.in_chunks(run, data.inputs, chunk)
 
     def performance(name):
       values = objectives_lib.performance(

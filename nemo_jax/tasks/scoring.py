@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from jax.sharding import PartitionSpec
 
-from nemo_jax.core import devices, memory
+from nemo_jax.core import batches, devices, memory
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.quantization.numerics import widths
 from nemo_jax.quantization.quantized import Quantized
@@ -23,12 +23,12 @@ CHUNKS = 16
 LEAST_SKILL = 0.2
 
 
-def check_labels(labels: Array, images: Array, num_classes: int) -> None:
+def check_labels(labels: Array, count: int, num_classes: int) -> None:
   """Raises `InputError` unless there is a class for each image."""
   labels = np.asarray(labels)
-  if labels.shape != (len(images),):
+  if labels.shape != (count,):
     raise InputError(
-      f'labels have shape {labels.shape}; there are {len(images)} images'
+      f'labels have shape {labels.shape}; there are {count} inputs'
     )
   if not np.issubdtype(labels.dtype, np.integer) or not (
     labels.min() >= 0 and labels.max() < num_classes
@@ -39,14 +39,17 @@ def check_labels(labels: Array, images: Array, num_classes: int) -> None:
     )
 
 
-def check_finite(quantized, variables, images, logits) -> None:
+def check_finite(
+  quantized: Quantized, variables: PyTree, inputs: PyTree, logits: Array
+) -> None:
   """Raises `InputError` unless the float network's logits are finite."""
   bad = np.flatnonzero(~np.isfinite(np.asarray(logits)).all(axis=1))
   if len(bad):
-    image = jnp.asarray(images[bad[0] : bad[0] + 1])
+    first = slice(bad[0], bad[0] + 1)
+    example = batches.on_device(batches.take(inputs, first))
     raise InputError(
-      f'the float network is not finite on {len(bad)} of {len(images)} images: '
-      f'{finite.culprit(quantized, variables, image)}'
+      f'the float network is not finite on {len(bad)} of {len(logits)} inputs: '
+      f'{finite.culprit(quantized, variables, example)}'
     )
 
 
@@ -73,16 +76,16 @@ def check_skill(logits: Array, labels: Array) -> None:
 
 
 def float_logits(
-  quantized: Quantized, variables: PyTree, images: Array, images_at_once: int
+  quantized: Quantized, variables: PyTree, inputs: PyTree, images_at_once: int
 ) -> Array:
   """float32[B, C]: what the network says in float."""
 
   @jax.jit
-  def logits(variables, images):
-    run = lambda images: quantized.map_operands(variables, images)
-    return memory.in_chunks(run, images, images_at_once)
+  def logits(variables, inputs):
+    run = lambda part: quantized.map_operands(variables, part)
+    return memory.in_chunks(run, inputs, images_at_once)
 
-  return logits(variables, jnp.asarray(images)).astype(jnp.float32)
+  return logits(variables, batches.on_device(inputs)).astype(jnp.float32)
 
 
 def _max_bits(bits: np.ndarray) -> int | None:
@@ -95,14 +98,14 @@ def _programs(
 ) -> Callable[[int | None], Callable[..., Array]]:
   """From a promise on the bits to the program that scores under it.
 
-  A program takes variables, bank, images, labels and bits, and returns
+  A program takes variables, bank, inputs, labels and bits, and returns
   bool[B, 2], whether each image is right by its best and its five best logits.
   """
 
-  def hits(max_bits, variables, bank, images, labels, bits):
+  def hits(max_bits, variables, bank, inputs, labels, bits):
     encoded = quantized.encode(variables, bits, bank, max_bits)
-    run = lambda images: quantized.run(variables, images, encoded)
-    logits = memory.in_chunks(run, images, chunk).astype(jnp.float32)
+    run = lambda part: quantized.run(variables, part, encoded)
+    logits = memory.in_chunks(run, inputs, chunk).astype(jnp.float32)
     return jnp.stack([in_top_k(logits, labels, k) for k in (1, 5)], axis=1)
 
   @functools.cache
@@ -125,7 +128,7 @@ def _programs(
 def accuracy(
   quantized: Quantized,
   variables: PyTree,
-  images: np.ndarray,
+  inputs: PyTree,
   labels: np.ndarray,
   bits: np.ndarray,
   *,
@@ -134,12 +137,12 @@ def accuracy(
 ) -> np.ndarray:
   """float32[P, 2]: top-1 and top-5 accuracy of configurations.
 
-  Images may be more than the device holds: they come to it block by block.
+  Inputs may be more than the device holds: they come to it block by block.
 
   Args:
     quantized: from `quantize`.
     variables: of the network.
-    images: [B, ...].
+    inputs: a pytree of arrays [B, ...].
     labels: [B] int.
     bits: [P, N] int32; `widths.float_bits` for the float network.
     images_at_once: as for `make_problem`.
@@ -151,34 +154,36 @@ def accuracy(
   """
   structure = quantized.structure
   chunk = images_at_once or memory.images_at_once(structure.bytes_per_image)
-  tracing.check_arguments(variables, images)
+  total = tracing.check_arguments(variables, inputs)
   classes = structure.num_classes()
-  check_labels(labels, images, classes)
+  check_labels(labels, total, classes)
   count = len(structure.quantizers)
   bits = np.stack([widths.check_bits(row, count) for row in bits])
   program = _programs(quantized, chunk, mesh)
   whole, by_image = PartitionSpec(), PartitionSpec(mesh and mesh.axis_names)
   own = devices.place((variables, quantized.bank), mesh, whole)
   shares = mesh.size if mesh is not None else 1
-  block = shares * min(CHUNKS * chunk, -(-len(images) // shares))
+  block = shares * min(CHUNKS * chunk, -(-total // shares))
   counts = np.zeros((len(bits), 2), np.int64)
   with tqdm.tqdm(
-    total=len(bits) * len(images),
+    total=len(bits) * total,
     desc='scoring',
     unit='image',
     disable=None,
   ) as bar:
-    for start in range(0, len(images), block):
-      count = min(block, len(images) - start)
+    for start in range(0, total, block):
+      count = min(block, total - start)
       # The last block is filled up, so that one program serves all.
-      rows = np.minimum(np.arange(start, start + block), len(images) - 1)
-      part = devices.place((images[rows], labels[rows]), mesh, by_image)
+      rows = np.minimum(np.arange(start, start + block), total - 1)
+      part = devices.place(
+        (batches.take(inputs, rows), labels[rows]), mesh, by_image
+      )
       for i, row in enumerate(bits):
         right = program(_max_bits(row))(*own, *part, row)
         counts[i] += np.asarray(right)[:count].sum(axis=0)
         bar.update(count)
-  found = (counts / len(images)).astype(np.float32)
+  found = (counts / total).astype(np.float32)
   is_float = np.all(bits > widths.MAX_BITS, axis=1)
   for top1 in found[is_float, 0]:
-    warn_if_guessing(float(top1), len(images), classes)
+    warn_if_guessing(float(top1), total, classes)
   return found

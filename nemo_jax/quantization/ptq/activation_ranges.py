@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from nemo_jax.core import batches
 from nemo_jax.core.types import Array, PyTree
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.numerics import fake_quant, observe
@@ -40,7 +41,7 @@ def _bounds(consumers, moments) -> tuple[Array, Array]:
 def find(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   consumers: dict[int, list[Layer]],
   moments: dict[Site, Moments],
   matrices: dict[Site, Array],
@@ -59,13 +60,13 @@ def find(
   Args:
     quantized: from `quantize`.
     variables: its weights.
-    images: [B, ...].
+    inputs: a pytree of arrays [B, ...].
     consumers: from `by_quantizer`.
     moments: of the layers' inputs, equalized.
     matrices: [G, D, C / G] of the layers, equalized.
     equalizers: what inputs are multiplied by before they are quantized.
     by_output: whether errors are weighed; else they count alike.
-    chunk: images at once.
+    chunk: examples at once.
   """
   if not consumers:
     return {}
@@ -94,7 +95,7 @@ def find(
     )
 
   see = functools.partial(watch, quantized, variables)
-  counts = see(images, layers, count, jnp.add, chunk, 'histograms')
+  counts = see(inputs, layers, count, jnp.add, chunk, 'histograms')
   tables = {}
   search = jax.jit(
     jax.vmap(ranges_lib.activation_range, in_axes=(None, None, 0))
@@ -125,7 +126,7 @@ def find(
     found = jax.lax.map(one, jnp.stack(pairs, axis=1))
     return found.reshape(len(widths), 2).T
 
-  few = images[: 4 * chunk]
+  few = batches.take(inputs, slice(4 * chunk))
   found = see(few, layers, errors, jnp.add, chunk, 'output errors')
   chosen = {}
   for quantizer, group in consumers.items():

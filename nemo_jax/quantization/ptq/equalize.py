@@ -60,7 +60,7 @@ def _commutes(equation: Equation, moving: list[int]) -> bool:
 
 def _is_free(program: Program, slot: int) -> bool:
   """Whether the layer before can be made to scale the channels in a slot."""
-  moving, maker, uses = {program.inputs[-1]}, {}, {}
+  moving, maker, uses = set(program.examples), {}, {}
   for equation in program.equations:
     for source in set(equation.inputs):
       uses[source] = uses.get(source, 0) + 1

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from nemo_jax.core import batches
 from nemo_jax.core.types import Array, PyTree
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.trace.analysis import Site
@@ -177,17 +178,17 @@ def _moments_of(layer: Layer, images: Array) -> Moments:
   )
 
 
-def watch(quantized, variables, images, layers, look, add, chunk, title):
-  """What `look` makes of the input of every layer, over all images.
+def watch(quantized, variables, inputs, layers, look, add, chunk, title):
+  """What `look` makes of the input of every layer, over all examples.
 
   Args:
     quantized: from `quantize`; the network runs in float.
     variables: its weights.
-    images: [B, ...].
+    inputs: a pytree of arrays [B, ...].
     layers: from `find`.
     look: (layer, input of the layer) -> a pytree of arrays.
-    add: (a pytree, one of further images) -> that of both.
-    chunk: images at once.
+    add: (a pytree, one of further examples) -> that of both.
+    chunk: examples at once.
     title: of the progress bar.
 
   Returns:
@@ -211,9 +212,10 @@ def watch(quantized, variables, images, layers, look, add, chunk, title):
   join = lambda a, b: {site: add(a[site], b[site]) for site in a}
   join = jax.jit(join, donate_argnums=0)
   total = None
-  starts = range(0, len(images), chunk)
+  starts = range(0, batches.size(inputs), chunk)
   for start in tqdm.tqdm(starts, desc=title, unit='chunk', disable=None):
-    seen = see(variables, jnp.asarray(images[start : start + chunk]))
+    part = batches.take(inputs, slice(start, start + chunk))
+    seen = see(variables, batches.on_device(part))
     total = seen if total is None else join(total, seen)
   return total
 
@@ -221,7 +223,7 @@ def watch(quantized, variables, images, layers, look, add, chunk, title):
 def collect_moments(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   layers: list[Layer],
   chunk: int,
 ) -> dict[Site, Moments]:
@@ -230,14 +232,14 @@ def collect_moments(
   Args:
     quantized: from `quantize`; the network runs in float.
     variables: its weights.
-    images: [B, ...].
+    inputs: a pytree of arrays [B, ...].
     layers: from `find`.
-    chunk: images at once.
+    chunk: examples at once.
   """
   return watch(
     quantized,
     variables,
-    images,
+    inputs,
     layers,
     _moments_of,
     Moments.__add__,

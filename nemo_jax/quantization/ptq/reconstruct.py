@@ -177,7 +177,7 @@ def _equalize(chosen, weights, moments):
 def reconstruct(
   quantized: transform.Quantized,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   *,
   steps: Sequence[str] = DEFAULT_STEPS,
   chunk: int = 16,
@@ -190,24 +190,23 @@ def reconstruct(
   Args:
     quantized: from `quantize`.
     variables: its weights.
-    images: [B, ...], a sample; about a thousand are enough.
+    inputs: a pytree of arrays [B, ...], a sample; about a thousand examples
+      are enough.
     steps: `equalization` brings the channels of what lies between two layers
       into ranges that are alike, see `equalize`; `activations` weighs the
       squared error of an activation by what is made of it, where that leaves
-      less error in the layer's output, see `input_ranges`; `scales` weighs the
-      squared error of a weight, which its scale minimises, by the power of the
+      less error in the output, see `activation_ranges`; `scales` weighs
+      the squared error of a weight, which its scale minimises, by the power of the
       input it multiplies; `rounding` chooses codes by the error of the layer's
-      output (see `_nearest_plane`), never worse than nearest on these images;
+      output (see `_nearest_plane`), never worse than nearest on these inputs;
       `bias` makes up for the mean of that error (Nagel et al. 2019).
-    chunk: images at once.
+    chunk: examples at once.
 
   Raises:
-    InputError: a step is unknown, or there is no image.
+    InputError: a step is unknown, or there is no example.
   """
   check_steps(steps)
-  tracing.check_arguments(variables, images)
-  if not len(images):
-    raise InputError('reconstruct needs at least one image')
+  tracing.check_arguments(variables, inputs)
   quantizers = quantized.quantizers
   layers = [
     layer
@@ -216,7 +215,7 @@ def reconstruct(
     and quantized.bank.ranges[layer.weight.quantizer].scale[0].size > 1
   ]
   moments = layers_lib.collect_moments(
-    quantized, variables, images, layers, chunk
+    quantized, variables, inputs, layers, chunk
   )
   weights = quantized.weights(variables)
   free = equalize.free_layers(quantized, layers)
@@ -236,7 +235,7 @@ def reconstruct(
   found = activation_ranges.find(
     quantized,
     variables,
-    images,
+    inputs,
     consumers,
     moments,
     matrices,

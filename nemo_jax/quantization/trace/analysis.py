@@ -216,7 +216,7 @@ def _stored(program, cut) -> tuple[Stored, ...]:
     for slot, value in program.constants.items()
     if not program_lib.is_number(value)
   ]
-  slots = [slot for slot in (*program.inputs[:-1], *arrays) if slot in read]
+  slots = [slot for slot in (*program.variables, *arrays) if slot in read]
   return tuple(Stored(elements(s), program.avals[s].dtype) for s in slots)
 
 
@@ -229,7 +229,7 @@ def analyze(
   """The quantizers of a program and the operations that consume them.
 
   A weight is an operand of a convolution or matrix product that does not
-  depend on the images; an activation is one that does. A tensor that several
+  depend on the inputs; an activation is one that does. A tensor that several
   operations consume has one quantizer, also when they see it in other shapes;
   a weight seen in several layouts has one scale, else one per output channel.
   What else reads a weight sees the quantized one. Products that sum over no
@@ -237,22 +237,22 @@ def analyze(
   with what is computed from sizes, such as an interpolation, is no layer.
 
   Args:
-    program: flattened `apply(variables, images)`, one input a leaf, without
+    program: flattened `apply(variables, inputs)`, one input a leaf, without
       dead code.
     leaf_names: names of the variables' leaves, the first inputs.
-    batch: number of images, which counts per image are divided by.
+    batch: number of examples, which counts per image are divided by.
     extra_ops: of OPTIONAL_KINDS; operations beside matrix products whose
       operands are quantized too.
 
   Raises:
-    InputError: a product of the images is one of complex numbers, or has a
+    InputError: a product of the inputs is one of complex numbers, or has a
       weight of whole numbers.
-    NotImplementedError: a matrix product of the images lies where it cannot
+    NotImplementedError: a matrix product of the inputs lies where it cannot
       be reached, such as the body of a `scan`.
   """
   variables = [
     Variable(name, math.prod(program.avals[slot].shape))
-    for name, slot in zip(leaf_names, program.inputs[:-1], strict=True)
+    for name, slot in zip(leaf_names, program.variables, strict=True)
   ]
   values, consumers, fixed = values_lib.propagate(program, variables, extra_ops)
   order = {equation: i for i, equation in enumerate(consumers)}
@@ -273,7 +273,7 @@ def analyze(
     fixed=tuple(fixed),
     stored=_stored(program, finder.cut()),
     unread=tuple(
-      i for i, slot in enumerate(program.inputs[:-1]) if slot not in live
+      i for i, slot in enumerate(program.variables) if slot not in live
     ),
     roots=tuple(finder.index_of),
   )

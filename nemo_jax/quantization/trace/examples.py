@@ -62,7 +62,7 @@ def check_operations(few: Analysis, many: Analysis, count: int) -> None:
 
 
 def _static_operands(program: Program) -> list[tuple[str, int]]:
-  """What meets the images: (name of the equation, slot), in order.
+  """What meets the inputs: (name of the equation, slot), in order.
 
   Floating-point numbers alone: whole ones may say which example it is.
   """
@@ -106,9 +106,9 @@ def _numbers(leaf) -> jax.Array:
 
 
 def _values(program: Program, slots: list[int], leaves) -> list[np.ndarray]:
-  """What is in some slots, which images do not decide."""
+  """What is in some slots, which inputs do not decide."""
   part = program_lib.needed_for(program, slots)
-  found = program_lib.run(part, [*leaves, None])
+  found = program_lib.run_static(part, leaves)
   return [np.asarray(x, np.complex64) for x in found]
 
 
@@ -140,9 +140,9 @@ def check_static(
   variables: PyTree,
   count: int,
 ) -> None:
-  """Raises `InputError` if what images are computed with depends on the batch.
+  """Raises `InputError` if what inputs are computed with depends on the batch.
 
-  Floating-point operands that do not depend on the images have to have the same
+  Floating-point operands that do not depend on the inputs have to have the same
   values for any number of examples, or to repeat one value for each of them, as
   a learned query does. Random numbers for activations are exempt.
 

@@ -37,7 +37,7 @@ def run(
   trace: Trace,
   product: Product,
   variables: PyTree,
-  images: Array,
+  inputs: PyTree,
   visit: Replace,
 ) -> PyTree:
   """Runs the program with its quantized operands replaced.
@@ -46,7 +46,7 @@ def run(
     trace: the program.
     product: how products are computed, see `lowering.LOWERINGS`.
     variables: inputs of the program.
-    images: the last input.
+    inputs: the examples.
     visit: (site, value) -> what to put in its place, the scale by which a
       product of it has to be multiplied, and what is then added or None.
   """
@@ -78,7 +78,7 @@ def run(
       operands[i] = (operands[i] * scale).astype(dtype)
     return program_lib.bind(equation, operands)
 
-  arguments = [*jax.tree.leaves(variables), images]
+  arguments = [*jax.tree.leaves(variables), *jax.tree.leaves(inputs)]
   outputs = program_lib.run(program, arguments, execute)
   return jax.tree.unflatten(jax.tree.structure(trace.outputs), outputs)
 
@@ -91,7 +91,7 @@ def weights(trace: Trace, variables: PyTree) -> dict[Site, Array]:
   ]
   slots = [analysis.slot(program, site) for site in sites]
   part = program_lib.needed_for(program, slots)
-  values = program_lib.run(part, [*jax.tree.leaves(variables), None])
+  values = program_lib.run_static(part, jax.tree.leaves(variables))
   for site, axes in analysis.repeated.items():
     index = sites.index(site)
     for axis in axes:

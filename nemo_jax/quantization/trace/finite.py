@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.core.types import Array, PyTree
-from nemo_jax.quantization import transform
+from nemo_jax.core.types import PyTree
+from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.trace import program as program_lib
 from nemo_jax.quantization.trace import tracing
 from nemo_jax.quantization.trace import values as values_lib
@@ -28,15 +28,13 @@ def bad_variables(variables: PyTree) -> list[str]:
   ]
 
 
-def culprit(
-  quantized: transform.Quantized, variables: PyTree, image: Array
-) -> str:
+def culprit(quantized: Quantized, variables: PyTree, example: PyTree) -> str:
   """Text that names what makes the float network's outputs not finite.
 
   Args:
     quantized: from `quantize`.
     variables: of the network.
-    image: [1, ...], for which they are not.
+    example: inputs [1, ...], for which they are not.
   """
   if bad := bad_variables(variables):
     return f'the variable {bad[0]!r} holds values that are not finite'
@@ -58,6 +56,8 @@ def culprit(
       found.append(f"the operation '{equation.name}'{of} is not finite")
     return results
 
-  images = jnp.repeat(image, tracing.FEW, axis=0)
-  program_lib.run(program, [*jax.tree.leaves(variables), images], execute)
-  return found[0] if found else 'the images hold values that are not finite'
+  inputs = [
+    jnp.repeat(x, tracing.FEW, axis=0) for x in jax.tree.leaves(example)
+  ]
+  program_lib.run(program, [*jax.tree.leaves(variables), *inputs], execute)
+  return found[0] if found else 'the inputs hold values that are not finite'

@@ -151,7 +151,7 @@ def facts(equation, avals, batch: int, weight: int | None) -> dict:
   Args:
     equation: what consumes the tensors.
     avals: shape and dtype in each slot of the program.
-    batch: number of images.
+    batch: number of examples.
     weight: which operand is a weight, None if none is.
   """
   if equation.name == 'conv_general_dilated':

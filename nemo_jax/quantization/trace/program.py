@@ -9,6 +9,8 @@ import jax.extend as jex
 import numpy as np
 from jax.interpreters import partial_eval
 
+from nemo_jax.core.types import PyTree
+
 MATRIX_PRODUCTS = ('conv_general_dilated', 'dot_general')
 
 # Calls that mean no more than their body: always taken apart.
@@ -41,9 +43,15 @@ class Program(NamedTuple):
 
   equations: tuple[Equation, ...]
   constants: dict[int, Any]  # slots that hold literals and captured arrays
-  inputs: tuple[int, ...]
+  variables: tuple[int, ...]  # slots of the first inputs
+  examples: tuple[int, ...]  # of the others, whose first axis is the batch
   outputs: tuple[int, ...]
   avals: dict[int, Any]  # the shape and dtype in each slot
+
+  @property
+  def inputs(self) -> tuple[int, ...]:
+    """Slots of all inputs."""
+    return self.variables + self.examples
 
 
 def sub_jaxprs(eqn: jex.core.JaxprEqn) -> list[jex.core.Jaxpr]:
@@ -107,12 +115,15 @@ def identity(value) -> tuple[int, ...]:
   return (value.__array_interface__['data'][0], *value.strides)
 
 
-def flatten(closed: jex.core.ClosedJaxpr, derivatives: bool = True) -> Program:
+def flatten(
+  closed: jex.core.ClosedJaxpr, derivatives: bool = True, examples: int = 1
+) -> Program:
   """The program of a jaxpr with its nested calls taken apart.
 
   Args:
     closed: the jaxpr.
     derivatives: whether those that functions define for themselves are kept.
+    examples: how many of the last inputs hold examples.
   """
   equations, constants, avals, held = [], {}, {}, {}
 
@@ -150,21 +161,37 @@ def flatten(closed: jex.core.ClosedJaxpr, derivatives: bool = True) -> Program:
 
   inputs = tuple(new_slot(v.aval) for v in closed.jaxpr.invars)
   outputs = walk(closed.jaxpr, closed.consts, inputs)
-  return Program(tuple(equations), constants, inputs, outputs, avals)
+  first = len(inputs) - examples
+  return Program(
+    equations=tuple(equations),
+    constants=constants,
+    variables=inputs[:first],
+    examples=inputs[first:],
+    outputs=outputs,
+    avals=avals,
+  )
 
 
-def trace(function: Callable[..., Any], *arguments) -> tuple[Program, Any]:
+def trace(
+  function: Callable[..., Any], variables: PyTree, inputs: PyTree
+) -> tuple[Program, Any]:
   """The program of a function without dead code, and its outputs' structure.
 
   Args:
-    function: of pytrees of arrays.
-    *arguments: arrays, or their `jax.ShapeDtypeStruct`.
+    function: of variables and inputs.
+    variables: arrays, or their `jax.ShapeDtypeStruct`.
+    inputs: likewise; their first axis is the batch.
   """
-  closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+  closed, shapes = jax.make_jaxpr(function, return_shape=True)(
+    variables, inputs
+  )
   # Also within loops, which `flatten` leaves whole.
   used = [True] * len(closed.jaxpr.outvars)
   jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
-  program = flatten(jex.core.ClosedJaxpr(jaxpr, closed.consts))
+  program = flatten(
+    jex.core.ClosedJaxpr(jaxpr, closed.consts),
+    examples=len(jax.tree.leaves(inputs)),
+  )
   # A weight that is computed anew at every use is one tensor.
   program = without_repeats(without_dead_code(program), static=True)
   return program, shapes
@@ -176,8 +203,8 @@ def is_number(value) -> bool:
 
 
 def static_slots(program: Program) -> set[int]:
-  """Slots of what does not depend on the images, the last input."""
-  static = {*program.constants, *program.inputs[:-1]}
+  """Slots of what does not depend on the examples."""
+  static = {*program.constants, *program.variables}
   for equation in program.equations:
     if static.issuperset(equation.inputs):
       static |= set(equation.outputs)
@@ -189,7 +216,7 @@ def without_repeats(program: Program, static: bool = False) -> Program:
 
   Args:
     program: the program.
-    static: whether that is asked for of what the images do not decide alone.
+    static: whether that is asked for of what the inputs do not decide alone.
   """
   same, seen, equations = {}, {}, []
   among = static_slots(program) if static else None
@@ -217,12 +244,11 @@ def without_repeats(program: Program, static: bool = False) -> Program:
 
 
 def peak_bytes(program: Program) -> int:
-  """Bytes of the values computed from the images that are alive at once.
+  """Bytes of the values computed from the inputs that are alive at once.
 
   An upper bound of what a compiler that fuses and reuses needs for them; its
   own scratch space comes on top.
   """
-  images = program.inputs[-1]
   last = {slot: len(program.equations) for slot in program.outputs}
   for index, equation in reversed(list(enumerate(program.equations))):
     for slot in equation.inputs:
@@ -230,8 +256,8 @@ def peak_bytes(program: Program) -> int:
   size = lambda slot: (
     math.prod(program.avals[slot].shape) * program.avals[slot].dtype.itemsize
   )
-  alive, dynamic = {images}, {images}
-  total = most = size(images)
+  alive, dynamic = set(program.examples), set(program.examples)
+  total = most = sum(map(size, program.examples))
   for index, equation in enumerate(program.equations):
     if dynamic.isdisjoint(equation.inputs):
       continue
@@ -294,6 +320,18 @@ def without_dead_code(program: Program) -> Program:
     if e.eqn.effects or not wanted.isdisjoint(e.outputs)
   ]
   return program._replace(equations=tuple(kept))
+
+
+def run_static(
+  program: Program, variables: Sequence[jax.Array]
+) -> list[jax.Array]:
+  """The outputs of a program that reads no examples.
+
+  Args:
+    program: from `needed_for`.
+    variables: one array for each of `program.variables`.
+  """
+  return run(program, [*variables, *[None] * len(program.examples)])
 
 
 def run(

@@ -1,11 +1,12 @@
-"""Traces of a function of variables and images, for two images and for more."""
+"""Traces of a function of variables and inputs, for two examples or more."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import jax
-import numpy as np
 
-from nemo_jax.core.types import Array, InputError, PyTree, first_line
+from nemo_jax.core import batches
+from nemo_jax.core.types import InputError, PyTree, first_line
 from nemo_jax.quantization.trace import analysis as analysis_lib
 from nemo_jax.quantization.trace import examples
 from nemo_jax.quantization.trace import program as program_lib
@@ -15,13 +16,20 @@ from nemo_jax.quantization.trace.program import Program
 FEW = 2
 
 
+class Apply(Protocol):
+  """A network: any pure function of variables and inputs."""
+
+  def __call__(self, variables: PyTree, inputs: PyTree, /) -> PyTree:
+    """Returns the outputs; does the same to each example."""
+
+
 class Trace(NamedTuple):
-  """A function of variables and images as a program, and what it quantizes."""
+  """A function of variables and inputs as a program, and what it quantizes."""
 
   program: program_lib.Program
   analysis: analysis_lib.Analysis
   outputs: PyTree  # of jax.ShapeDtypeStruct
-  count: int  # of images
+  count: int  # of examples
 
 
 def leaf_names(variables: PyTree) -> list[str]:
@@ -33,13 +41,6 @@ def leaf_names(variables: PyTree) -> list[str]:
   return [name or 'variables' for name in names]
 
 
-_ARRAYS = (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct)
-
-
-def _is_array(x) -> bool:
-  return isinstance(x, _ARRAYS) and x.dtype != object
-
-
 def check_variables(variables: PyTree, program: Program | None = None) -> None:
   """Raises `InputError` unless variables are arrays.
 
@@ -49,14 +50,14 @@ def check_variables(variables: PyTree, program: Program | None = None) -> None:
   """
   names, leaves = leaf_names(variables), jax.tree.leaves(variables)
   for name, leaf in zip(names, leaves, strict=True):
-    if not _is_array(leaf):
+    if not batches.is_array(leaf):
       raise InputError(
         f'the variable {name!r} is a {type(leaf).__name__}; variables are '
         'arrays, make it one or close the function over it'
       )
   if program is None:
     return
-  wanted = [program.avals[slot].shape for slot in program.inputs[:-1]]
+  wanted = [program.avals[slot].shape for slot in program.variables]
   if len(wanted) != len(leaves):
     raise InputError(
       f'there are {len(leaves)} variables; the function has {len(wanted)}'
@@ -68,49 +69,55 @@ def check_variables(variables: PyTree, program: Program | None = None) -> None:
       )
 
 
-def check_arguments(variables: PyTree, images: Array) -> None:
-  """Raises `InputError` unless there are arrays, and a batch of images."""
+def check_arguments(variables: PyTree, inputs: PyTree) -> int:
+  """How many examples there are.
+
+  Raises:
+    InputError: variables or inputs are no arrays, or there is no example.
+  """
   check_variables(variables)
-  if not _is_array(images):
-    raise InputError(
-      f'images are a {type(images).__name__}; give one array [B, ...]'
-    )
-  if not images.shape:
-    raise InputError('images have no axes; give one array [B, ...]')
-  if not images.shape[0]:
-    raise InputError('there are no images; give at least one image')
+  return batches.check(inputs)
 
 
-def trace(apply, variables, images, extra_ops) -> Trace:
-  """The analyzed program for so many images."""
-  check_arguments(variables, images)
+def trace(
+  apply: Apply, variables: PyTree, inputs: PyTree, extra_ops: Sequence[str]
+) -> Trace:
+  """The analyzed program for so many examples."""
+  count = check_arguments(variables, inputs)
   names = leaf_names(variables)
-  program, outputs = program_lib.trace(apply, variables, images)
-  analysis = analysis_lib.analyze(program, names, images.shape[0], extra_ops)
-  return Trace(program, analysis, outputs, images.shape[0])
+  program, outputs = program_lib.trace(apply, variables, inputs)
+  analysis = analysis_lib.analyze(program, names, count, extra_ops)
+  return Trace(program, analysis, outputs, count)
 
 
-def _for(apply, variables, images, extra_ops, count: int) -> Trace:
-  """The analyzed program for another number of images than there are.
+def _for(
+  apply: Apply,
+  variables: PyTree,
+  inputs: PyTree,
+  extra_ops: Sequence[str],
+  count: int,
+) -> Trace:
+  """The analyzed program for another number of examples than there are.
 
   Raises:
     InputError: the function cannot be traced for so many.
   """
-  shape = (count, *images.shape[1:])
-  others = jax.ShapeDtypeStruct(shape, images.dtype)
+  others = batches.like(inputs, count)
   try:
     return trace(apply, variables, others, extra_ops)
   except (InputError, NotImplementedError):
     raise
   except Exception as error:  # the function's own
     raise InputError(
-      f'apply cannot be traced for {count} of the {images.shape[0]} examples '
-      f'({first_line(error)}); it has to work for any number of them'
+      f'apply cannot be traced for {count} of the {batches.size(inputs)} '
+      f'examples ({first_line(error)}); it has to work for any number of them'
     ) from error
 
 
-def traces(apply, variables, images, extra_ops) -> tuple[Trace, Trace]:
-  """The traces for two images and for more; the function treats each alike.
+def traces(
+  apply: Apply, variables: PyTree, inputs: PyTree, extra_ops: Sequence[str]
+) -> tuple[Trace, Trace]:
+  """The traces for two examples and for more; the function treats each alike.
 
   What is repeated along the batch is counted once in the first.
 
@@ -120,12 +127,10 @@ def traces(apply, variables, images, extra_ops) -> tuple[Trace, Trace]:
     InputError: it does not, or the arguments are no arrays.
     NotImplementedError: as for `transform.quantize`.
   """
-  given = trace(apply, variables, images, extra_ops)
-  count = max(images.shape[0], FEW + 1)
+  given = trace(apply, variables, inputs, extra_ops)
+  count = max(given.count, FEW + 1)
   of = lambda n: (
-    given
-    if n == images.shape[0]
-    else _for(apply, variables, images, extra_ops, n)
+    given if n == given.count else _for(apply, variables, inputs, extra_ops, n)
   )
   few, many = of(FEW), of(count)
   programs = few.program, many.program

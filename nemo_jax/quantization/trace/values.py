@@ -40,7 +40,7 @@ class Variable(NamedTuple):
 class Value(NamedTuple):
   """What is known of the value in a slot."""
 
-  dynamic: bool  # depends on the images
+  dynamic: bool  # depends on the inputs
   root: int  # the slot whose values it holds, perhaps in another shape
   view: tuple  # the steps from there to here
   sources: frozenset  # equations of the nearest operations upstream
@@ -94,7 +94,7 @@ def _size(program: program_lib.Program, slot: int) -> int:
 def _is_stored(program: program_lib.Program, value: Value, slot: int) -> bool:
   """Whether an operand is a tensor of the network, and not computed from less.
 
-  What images are resampled with is computed from their sizes and from a scale.
+  What inputs are resampled with is computed from their sizes and from a scale.
   """
   if value.dynamic or value.leaves or value.root in value.captured:
     return True
@@ -114,12 +114,12 @@ def _is_multiplication(program, equation, values: list[Value]) -> bool:
 
 
 def _check_product(equation, values: list[Value], variables) -> None:
-  """Raises for a product of the images that cannot be quantized."""
+  """Raises for a product of the inputs that cannot be quantized."""
   products = program_lib.matrix_products(equation.eqn)
   if products and equation.name not in program_lib.MATRIX_PRODUCTS:
     raise NotImplementedError(
       f"cannot quantize through '{equation.name}', which holds a matrix "
-      f'product of the images ({products[0]}). Matrix products are reached '
+      f'product of the inputs ({products[0]}). Matrix products are reached '
       'at the top level and inside jit, remat and custom derivatives; '
       'unroll the loop or call the layer directly.'
     )
@@ -192,7 +192,7 @@ def propagate(
   """What is known of the values in a program.
 
   Args:
-    program: its inputs are the variables and the images.
+    program: its inputs are the variables and the inputs.
     variables: names and sizes of the leaves.
     extra_ops: see `analysis.analyze`.
 

@@ -172,6 +172,7 @@ def pad_lax(x):
 
 
 VIEW_IMAGES = normal(0, 3, 4, 4, 3)
+SIDES = (0, 0), (1, 1), (1, 1), (0, 0)
 VIEWS = {
   'itself': lambda x: x,
   'reshape': lambda x: x.reshape(len(x), -1, 3),
@@ -200,7 +201,7 @@ def test_a_tensor_in_two_views_has_one_quantizer(view):
 
 NO_VIEWS = {
   'scaled': lambda x: 2 * x,
-  'pad with one': lambda x: jnp.pad(x, 1, constant_values=1.0)[1:-1, ..., 1:-1],
+  'pad with one': lambda x: jnp.pad(x, SIDES, constant_values=1.0),
   'average pool': lambda x: nn.avg_pool(x, (2, 2)),
   'sum': lambda x: x.sum(1),
   'clip': lambda x: jnp.clip(x, 0, 1),
