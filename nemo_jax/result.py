@@ -1,5 +1,7 @@
 """The front of a finished search, its points scored on unseen images."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -13,6 +15,7 @@ from nemo_jax.quantization.numerics import widths
 from nemo_jax.runs.front import Front, Model, Point, network_of
 from nemo_jax.search import progress
 from nemo_jax.search.evaluate import evaluate
+from nemo_jax.search.problem import Problem
 from nemo_jax.search.state import State
 from nemo_jax.tasks import mixed_precision, scoring
 
@@ -56,36 +59,9 @@ def describe(
     log: says what is being done.
     run_digest: of what the run was started with.
   """
-  workload, quantized = prepared.workload, prepared.quantized
-  problem, config = prepared.problem, prepared.config
-  archive = jax.device_get(state.archive)
-  rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
-  rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
-  uniform = np.asarray(mixed_precision.uniform(problem))
-  uniform_values = devices.jit(evaluate, problem.mesh)(problem, uniform)
-  values = np.concatenate([uniform_values, archive.objectives[rows]])
-  own = np.asarray(problem.data.bit_widths)
-  bits = own[np.concatenate([uniform, archive.choices[rows]])]
-  float_row = widths.float_bits(len(quantized.quantizers))
-  on_test = _accuracies(prepared, np.concatenate([[float_row], bits]), log)
-  names = list(config.team())
-  owners = [None] * len(uniform) + [names[archive.species[row]] for row in rows]
-  points = [
-    Point(
-      bits=tuple(row.tolist()),
-      objectives=tuple(map(files.plain, objectives)),
-      species=owner,
-      **_sizes(quantized.costs, row),
-      **more,
-    )
-    for row, objectives, owner, more in zip(
-      bits, values, owners, on_test[1:], strict=True
-    )
-  ]
-  exact = values.shape[1] in (2, 3)
-  volume = lambda rows: (
-    float(progress.hypervolume(problem, rows)) if exact else None
-  )
+  quantized, problem = prepared.quantized, prepared.problem
+  structure, workload = quantized.structure, prepared.workload
+  points, uniform, float_point = _points(prepared, state, log)
   counts = {
     use: len(given.labels)
     for use in USES
@@ -94,38 +70,80 @@ def describe(
   return Front(
     workload=workload.name,
     objective_names=tuple(problem.objective_names),
-    quantizers=tuple(q.name for q in quantized.quantizers),
-    points=tuple(points[len(uniform) :]),
-    uniform=tuple(points[: len(uniform)]),
-    float_point=Point(
-      objectives=tuple(
-        mixed_precision.float_objectives(problem, counts['search'])
-      ),
-      **_sizes(quantized.costs, float_row)
-      # Without the scales of quantizers.
-      | {'size_mb': widths.FLOAT_BITS * quantized.costs.parameters / 8e6},
-      **on_test[0],
-    ),
-    is_weight=tuple(q.is_weight for q in quantized.quantizers),
-    bit_widths=tuple(own.tolist()),
-    species=tuple(names),
+    quantizers=tuple(q.name for q in structure.quantizers),
+    points=points,
+    uniform=uniform,
+    float_point=float_point,
+    is_weight=tuple(q.is_weight for q in structure.quantizers),
+    bit_widths=tuple(prepared.config.bit_widths),
+    species=tuple(prepared.config.team()),
     ideal=tuple(map(files.plain, problem.ideal)),
     reference=tuple(map(files.plain, problem.reference)),
-    seed=config.seed,
+    seed=prepared.config.seed,
     evaluations=int(np.asarray(state.evaluations, np.int64).sum()),
     failures=int(state.failures),
-    hypervolume=volume(values[len(uniform) :]),
-    uniform_hypervolume=volume(values[: len(uniform)]),
+    hypervolume=_volume(problem, points),
+    uniform_hypervolume=_volume(problem, uniform),
     images=counts | _side(workload.search.images),
     network=network_of(
       quantized,
       workload.variables,
       workload.search.images,
-      config.weight_scheme,
+      prepared.config.weight_scheme,
     ),
     run=run_digest,
     model=Model(quantized, workload.variables),
   )
+
+
+def _points(
+  prepared: Prepared, state: State, log: Log
+) -> tuple[tuple[Point, ...], tuple[Point, ...], Point]:
+  """The points of a state, sorted; those of uniform bits; the float network."""
+  problem, table = prepared.problem, prepared.quantized.costs
+  archive = jax.device_get(state.archive)
+  rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
+  rows = rows[np.lexsort(archive.objectives[rows].T[::-1])]
+  uniform = np.asarray(mixed_precision.uniform(problem))
+  first = devices.jit(evaluate, problem.mesh)(problem, uniform)
+  values = np.concatenate([first, archive.objectives[rows]])
+  own = np.asarray(problem.data.bit_widths)
+  bits = own[np.concatenate([uniform, archive.choices[rows]])]
+  float_row = widths.float_bits(bits.shape[1])
+  on_test = _accuracies(prepared, np.concatenate([[float_row], bits]), log)
+  names = list(prepared.config.team())
+  owners = [None] * len(uniform) + [names[archive.species[row]] for row in rows]
+  points = tuple(
+    Point(
+      bits=tuple(row.tolist()),
+      objectives=tuple(map(files.plain, objectives)),
+      species=owner,
+      **_sizes(table, row),
+      **more,
+    )
+    for row, objectives, owner, more in zip(
+      bits, values, owners, on_test[1:], strict=True
+    )
+  )
+  float_point = Point(
+    objectives=tuple(
+      mixed_precision.float_objectives(
+        problem, len(prepared.workload.search.labels)
+      )
+    ),
+    **_sizes(table, float_row),
+    **on_test[0],
+  )
+  return points[len(uniform) :], points[: len(uniform)], float_point
+
+
+def _volume(problem: Problem, points: Sequence[Point]) -> float | None:
+  """The hypervolume of points; None where it is not exact."""
+  if len(problem.ideal) not in (2, 3):
+    return None
+  values = np.asarray([point.objectives for point in points], np.float32)
+  values = np.where(np.isfinite(values), values, np.inf)
+  return float(progress.hypervolume(problem, values))
 
 
 def _side(inputs: PyTree) -> dict[str, int]:

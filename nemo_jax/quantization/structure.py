@@ -11,8 +11,7 @@ from nemo_jax.core import checks
 from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.quantization import costs as costs_lib
 from nemo_jax.quantization.numerics.ranges import SCHEMES
-from nemo_jax.quantization.trace import graph, tracing
-from nemo_jax.quantization.trace import program as program_lib
+from nemo_jax.quantization.trace import footprint, graph, tracing
 from nemo_jax.quantization.trace.analysis import Quantizer
 from nemo_jax.quantization.trace.operations import OPTIONAL_KINDS, Operation
 
@@ -85,7 +84,7 @@ def structure_of(
     sequential_graph=graph.sequential_graph(analysis),
     data_flow_graph=graph.data_flow_graph(analysis),
     costs=costs_lib.count(analysis, weight_scheme == 'asymmetric'),
-    bytes_per_image=program_lib.peak_bytes(many.program) // many.count,
+    bytes_per_image=footprint.peak_bytes(many.program) // many.count,
     unread=tuple(names[i] for i in analysis.unread),
     fixed=analysis.fixed,
     outputs=few.outputs,

@@ -261,6 +261,24 @@ def _offspring(problem: Problem, asked: Asked, objectives: Array) -> Population:
   return Population(asked.choices, objectives, asked.proposer)
 
 
+def _rank(
+  key: Array, problem: Problem, pool: Population, directions: Array
+) -> tuple[Array, Array, Array]:
+  """Scaled objectives [n, M], members bool[n] and ranks float32[n] of a pool.
+
+  A repeated row is no member, for it cannot live on; but it has a rank, from
+  which its species learns that it did badly. Failed rows have +inf.
+  """
+  valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
+  choices = screening.narrow(problem, pool.choices)
+  member = valid & ~pareto.duplicated(choices, valid)
+  scaled = progress.scale(problem, pool.objectives)
+  order = pareto.nsga3_order(key, scaled, directions, member)
+  count = len(pool.species)
+  rank = jnp.zeros(count).at[order].set(jnp.arange(float(count)))
+  return scaled, member, jnp.where(valid, rank, jnp.inf)
+
+
 def _tell(
   species: tuple[Species, ...],
   surrogate: SurrogateBuilder | None,
@@ -287,21 +305,12 @@ def _tell(
   pool = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b]), state.population, offspring
   )
-  valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
-  choices = screening.narrow(problem, pool.choices)
-  member = valid & ~pareto.duplicated(choices, valid)
-
-  scaled = progress.scale(problem, pool.objectives)
+  scaled, member, rank = _rank(rank_key, problem, pool, directions)
   front = pareto.nondominated_rank(scaled, member)  # unused by R2, so dropped
   worth = allocation.utility(
     utility, scaled, pool.species, count, directions, member, front
   )
   sizes = allocation.allocate(worth, evaluations, places, exploration)
-
-  order = pareto.nsga3_order(rank_key, scaled, directions, member)
-  rank = jnp.zeros(2 * places).at[order].set(jnp.arange(2.0 * places))
-  # A repeated row cannot live on, but its species learns that it did badly.
-  rank = jnp.where(valid, rank, jnp.inf)
   population, kept_rank, source = survival.survive(
     jnp.where(member, rank, jnp.inf), pool, asked, sizes
   )

@@ -114,9 +114,6 @@ def make_problem(
     logits=logits,
     bit_widths=np.asarray(widths, np.int32),
   )
-  known = objectives[0] in objectives_lib.PERFORMANCE and set(
-    objectives[1:]
-  ) <= set(objectives_lib.COSTS)
   return Problem(
     graph=jax.tree.map(np.asarray, graph),
     data=_place(data, mesh),
@@ -128,7 +125,7 @@ def make_problem(
     mesh=mesh,
     data_specs=DATA_SPECS,
     prior=prior,
-    known_objectives=_known(quantized, objectives, widths) if known else None,
+    known_objectives=_known(quantized, objectives, widths),
   )
 
 
@@ -199,15 +196,19 @@ def _evaluation(
 
 def _known(
   quantized: Quantized, objectives: Sequence[str], widths: Sequence[int]
-) -> KnownObjectives:
-  """All objectives but the first, which are costs."""
+) -> KnownObjectives | None:
+  """All objectives but the first, if these are costs, and it is none."""
+  performance, *costs = objectives
+  if performance not in objectives_lib.PERFORMANCE:
+    return None
+  if not set(costs) <= set(objectives_lib.COSTS):
+    return None
 
   def known_objectives(choices: Array) -> Array:
     bits = jnp.asarray(widths)[choices]
-    costs = [
-      objectives_lib.cost(o, quantized.costs, bits) for o in objectives[1:]
-    ]
-    return jnp.stack(costs)
+    return jnp.stack(
+      [objectives_lib.cost(name, quantized.costs, bits) for name in costs]
+    )
 
   return known_objectives
 

@@ -276,7 +276,7 @@ def test_an_estimate_is_what_it_says(case, method, exact, rtol):
 def test_a_shift_is_part_of_the_step_of_its_weight():
   case = make('chain')
   bank = case.quantized.bank
-  none = bank._replace(shifts=jax.tree.map(jnp.zeros_like, bank.shifts))
+  none = bank.replace(shifts=jax.tree.map(jnp.zeros_like, bank.shifts))
   without = case._replace(quantized=case.quantized.with_bank(none))
   tables = [estimate(c, 'first_order') for c in (case, without)]
   differ = np.any(tables[0] != tables[1], axis=1)

@@ -1,6 +1,5 @@
 """A run's folder: what survives a kill, and what is refused."""
 
-import contextlib
 import json
 import pathlib
 from typing import NamedTuple
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import InputError
+from nemo_jax import InputError, runs
 from nemo_jax.core import files
-from nemo_jax import runs
+from tests.runs import fronts
 
 
 class State(NamedTuple):
@@ -136,6 +135,13 @@ def test_a_line_that_was_being_written_is_left_out(tmp_path):
   ]
 
 
+def test_writing_leaves_nothing_beside_the_file(tmp_path):
+  files.write_text(tmp_path / 'a.json', 'one')
+  files.write_text(tmp_path / 'a.json', 'two')
+  assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+  assert (tmp_path / 'a.json').read_text() == 'two'
+
+
 def test_a_folder_that_cannot_be_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='file is no folder to write to'):
@@ -164,7 +170,7 @@ def test_json_of_another_kind_is_refused_or_left_out(tmp_path, content):
   assert runs.read_metrics(tmp_path) == [{'generation': 1}]
   for name, read in (
     ('flags.json', lambda: runs.check_flags(tmp_path, {'seed': 0})),
-    ('front.json', lambda: runs.read_front(tmp_path)),
+    ('front.json', lambda: runs.Front.load(tmp_path)),
   ):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError) as caught:
@@ -179,15 +185,16 @@ def test_the_home_folder_is_meant_by_all_functions(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path / 'here')
   folder = '~/run'
   runs.check_folder(folder)
-  run, _ = begin(folder)
-  runs.check_flags(folder, FLAGS, DIGESTS)
+  with runs.started(folder, {}, {}) as (run, _):
+    pass
+  runs.check_flags(folder, {}, {})
   checkpoints = runs.open_checkpoints(folder)
   runs.save(checkpoints, 1, start(), run)
   runs.append_metrics(folder, {'generation': 1})
   runs.rewind_metrics(folder, 1)
   assert runs.read_metrics(folder) == [{'generation': 1}]
-  runs.write_front(folder, {'run': run})
-  assert runs.finished(folder, run) == runs.read_front('~/run/')
+  fronts.empty(run).save(folder)
+  assert runs.finished(folder, run) == runs.Front.load('~/run/')
   assert not list((tmp_path / 'here').iterdir())
   found = {p.name for p in (tmp_path / 'home' / 'run').iterdir()}
   assert {'flags.json', 'front.json', 'metrics.jsonl', 'checkpoints'} <= found
@@ -200,15 +207,15 @@ def test_what_is_no_folder_is_refused_by_all_functions(
   monkeypatch.chdir(tmp_path)
   for use in (
     runs.check_folder,
-    begin,
+    lambda path: runs.started(path, {}, {}).__enter__(),
     lambda path: runs.check_flags(path, {}),
     lambda path: runs.write_flags(path, {}),
     runs.open_checkpoints,
     lambda path: runs.append_metrics(path, {'generation': 1}),
     runs.read_metrics,
     lambda path: runs.rewind_metrics(path, 1),
-    lambda path: runs.write_front(path, {}),
-    runs.read_front,
+    fronts.toy().save,
+    runs.Front.load,
     lambda path: runs.finished(path, ''),
   ):
     with pytest.raises(InputError):

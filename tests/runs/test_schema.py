@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_jax.core.types import InputError
-from nemo_jax import runs
-from nemo_jax.runs import schema
+from nemo_jax.runs import front, schema
 
 POINT = {
   'bits': [2, 16],
@@ -180,7 +179,7 @@ def test_any_change_is_refused_or_leaves_a_front(data):
 def test_files_that_hold_no_object_are_named(tmp_path, text):
   (tmp_path / 'front.json').write_text(text)
   with pytest.raises(InputError, match='front.json') as caught:
-    runs.read_front(tmp_path)
+    front.read(tmp_path)
   assert len(str(caught.value).splitlines()) == 1
 
 
@@ -188,9 +187,9 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
   with open(tmp_path / 'front.json', 'wb') as file:
     file.truncate(2**29)
   with pytest.raises(InputError, match=r'front.json .*has over \d+ bytes'):
-    runs.read_front(tmp_path)
+    front.read(tmp_path)
 
 
 def test_a_stored_front_is_read(tmp_path):
   (tmp_path / 'front.json').write_text(json.dumps(FRONT))
-  assert runs.read_front(tmp_path, schema.REPORTED) == FRONT
+  assert front.read(tmp_path, schema.REPORTED) == FRONT

@@ -1,43 +1,42 @@
 """What was prepared for every quantizer and bit-width, and files of it."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
 from nemo_jax.core import files
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.quantization.numerics import ranges as ranges_lib
+from nemo_jax.quantization.numerics.ranges import Range
 from nemo_jax.quantization.numerics.widths import CODED, WIDTHS
 from nemo_jax.quantization.trace.analysis import Site
 
 
-class _Columns(NamedTuple):
-  ranges: tuple[ranges_lib.Range, ...]  # one a quantizer
-  # Of weights, [K, ...] int8, less the zero point: a row for each of CODED.
-  codes: dict[Site, Array]
-  # [K, ...] float32, added to the product of a weight; laid out as its scale.
-  shifts: dict[Site, Array]
-  # What an operand is multiplied by before it is quantized: one over that of
-  # the weight it meets for an activation, so that the product is the same.
-  equalizers: dict[Site, Array]
-
-
-class Bank(_Columns):
+@flax.struct.dataclass
+class Bank:
   """Ranges of all quantizers; and more of those that were reconstructed.
 
   A weight that has no codes here is rounded to nearest when it is needed.
+
+  Attributes:
+    ranges: one for each quantizer.
+    codes: of weights, int8[K, ...], less the zero point: a row for each of
+      `widths.CODED`.
+    shifts: float32[K, ...], added to the product of a weight; laid out as its
+      scale.
+    equalizers: what an operand is multiplied by before it is quantized: one
+      over that of the weight it meets for an activation, so that the product is
+      the same.
   """
 
-  __slots__ = ()
-
-  def __new__(cls, ranges, codes=None, shifts=None, equalizers=None):
-    """What is absent is a dictionary of its own: a default would be shared."""
-    rest = ({} if x is None else x for x in (codes, shifts, equalizers))
-    return super().__new__(cls, ranges, *rest)
+  ranges: tuple[Range, ...]
+  codes: dict[Site, Array] = dataclasses.field(default_factory=dict)
+  shifts: dict[Site, Array] = dataclasses.field(default_factory=dict)
+  equalizers: dict[Site, Array] = dataclasses.field(default_factory=dict)
 
 
 # Fields by site, with the types of their arrays.
@@ -71,19 +70,19 @@ def _check(name: str, array: np.ndarray, dtype, rows: int | None) -> None:
     raise InputError(f'{name} holds values that are not finite')
 
 
-def _range(index: int, columns: dict[str, np.ndarray]) -> ranges_lib.Range:
+def _range(index: int, columns: dict[str, np.ndarray]) -> Range:
   """Takes the range of a quantizer from the columns."""
   found = {}
-  for field in ranges_lib.Range._fields:
+  for field in Range._fields:
     name = f'ranges/{index}/{field}'
     if name not in columns:
       raise InputError(f'there is no {name}')
     found[field] = columns.pop(name)
     _check(name, found[field], np.float32, len(WIDTHS))
-  table = ranges_lib.Range(**found)
+  table = Range(**found)
   if table.scale.shape != table.zero_point.shape or not np.all(table.scale > 0):
     raise InputError(f'ranges/{index} has scales that are not positive')
-  return ranges_lib.Range(*map(jnp.asarray, table))
+  return Range(*map(jnp.asarray, table))
 
 
 def _site(name: str, text: str) -> Site:
@@ -101,9 +100,7 @@ def from_columns(columns: Mapping[str, np.ndarray]) -> Bank:
   """
   rest, ranges, fields = dict(columns), [], {field: {} for field in _BY_SITE}
   # There is a range for every index up to the first that has none.
-  while any(
-    f'ranges/{len(ranges)}/{f}' in rest for f in ranges_lib.Range._fields
-  ):
+  while any(f'ranges/{len(ranges)}/{f}' in rest for f in Range._fields):
     ranges.append(_range(len(ranges), rest))
   for name, array in rest.items():
     field, _, text = name.partition('/')

@@ -76,25 +76,9 @@ def find(
     for group in consumers.values()
     for layer in group
   }
-  importance = {
-    layer.weight: jnp.sum(
-      layer.by_channel(jnp.sum(matrices[layer.weight] ** 2, axis=-1)), axis=0
-    )
-    for layer in layers
-  }
-
-  def equalized(layer, value):
-    factor = equalizers.get(layer.input)
-    return value if factor is None else value * factor
-
-  def count(layer, value):
-    value = equalized(layer, value).astype(jnp.float32)
-    weights = [None, importance[layer.weight]] if by_output else [None]
-    return jnp.stack(
-      [observe.histogram(value, *limits[layer.weight], w) for w in weights]
-    )
-
   see = functools.partial(watch, quantized, variables)
+  equalized = functools.partial(_equalized, equalizers)
+  count = _counter(layers, limits, matrices, equalized, by_output)
   counts = see(inputs, layers, count, jnp.add, chunk, 'histograms')
   tables = {}
   search = jax.jit(
@@ -107,11 +91,49 @@ def find(
     tables[quantizer] = search(*limits[group[0].weight], total)
   if not by_output:
     return {q: jax.tree.map(lambda x: x[0], t) for q, t in tables.items()}
+  few = batches.take(inputs, slice(4 * chunk))
+  measure = _errors(tables, matrices, equalized)
+  errors = see(few, layers, measure, jnp.add, chunk, 'output errors')
+  return {
+    quantizer: _better(
+      tables[quantizer], sum(errors[layer.weight] for layer in group)
+    )
+    for quantizer, group in consumers.items()
+  }
 
+
+def _equalized(
+  equalizers: dict[Site, Array], layer: Layer, value: Array
+) -> Array:
+  """The input of a layer as it is before it is quantized."""
+  factor = equalizers.get(layer.input)
+  return value if factor is None else value * factor
+
+
+def _counter(layers, limits, matrices, equalized, by_output: bool):
+  """(layer, input) -> its histograms: of values alike, and by importance."""
+  importance = {
+    layer.weight: jnp.sum(
+      layer.by_channel(jnp.sum(matrices[layer.weight] ** 2, axis=-1)), axis=0
+    )
+    for layer in layers
+  }
+
+  def count(layer, value):
+    value = equalized(layer, value).astype(jnp.float32)
+    weights = [None, importance[layer.weight]] if by_output else [None]
+    return jnp.stack(
+      [observe.histogram(value, *limits[layer.weight], w) for w in weights]
+    )
+
+  return count
+
+
+def _errors(tables, matrices, equalized):
+  """(layer, input) -> [2, K], squared errors of its output by both tables."""
   widths = jnp.asarray(widths_lib.CODED)
 
   def errors(layer, value):
-    """[2, K]: squared error of the layer's output, by table and width."""
     value = equalized(layer, value)
     weight = layer.as_weight(matrices[layer.weight])
     table = tables[layer.input.quantizer]
@@ -126,15 +148,12 @@ def find(
     found = jax.lax.map(one, jnp.stack(pairs, axis=1))
     return found.reshape(len(widths), 2).T
 
-  few = batches.take(inputs, slice(4 * chunk))
-  found = see(few, layers, errors, jnp.add, chunk, 'output errors')
-  chosen = {}
-  for quantizer, group in consumers.items():
-    total = np.asarray(sum(found[layer.weight] for layer in group))
-    rows = np.zeros(len(widths_lib.WIDTHS), int)
-    rows[: len(widths)] = np.argmin(total, axis=0)
-    index = np.arange(len(rows))
-    chosen[quantizer] = jax.tree.map(
-      lambda x, rows=rows, index=index: x[rows, index], tables[quantizer]
-    )
-  return chosen
+  return errors
+
+
+def _better(tables: ranges_lib.Range, errors: Array) -> ranges_lib.Range:
+  """Of two tables, row by row, the one with less error [2, K]."""
+  rows = np.zeros(len(widths_lib.WIDTHS), int)
+  rows[: len(widths_lib.CODED)] = np.argmin(np.asarray(errors), axis=0)
+  index = np.arange(len(rows))
+  return jax.tree.map(lambda x: x[rows, index], tables)

@@ -195,8 +195,8 @@ def reconstruct(
     steps: `equalization` brings the channels of what lies between two layers
       into ranges that are alike, see `equalize`; `activations` weighs the
       squared error of an activation by what is made of it, where that leaves
-      less error in the output, see `activation_ranges`; `scales` weighs
-      the squared error of a weight, which its scale minimises, by the power of the
+      less error in the output, see `activation_ranges`; `scales` weighs the
+      squared error of a weight, which its scale minimises, by the power of the
       input it multiplies; `rounding` chooses codes by the error of the layer's
       output (see `_nearest_plane`), never worse than nearest on these inputs;
       `bias` makes up for the mean of that error (Nagel et al. 2019).
@@ -251,30 +251,56 @@ def reconstruct(
     layers, desc='reconstruction', unit='layer', disable=None
   ):
     site, seen = layer.weight, moments[layer.weight]
+    index = site.quantizer
     if 'scales' in steps or layer in free:
-      power = jnp.diagonal(seen.square, axis1=1, axis2=2) / seen.count
-      power = jnp.broadcast_to(power[..., None], matrices[site].shape)
-      ranges[site.quantizer] = ranges_lib.weight_range(
-        layer.as_weight(matrices[site]),
-        quantizers[site.quantizer].channel_axes,
-        power=layer.as_weight(power) if 'scales' in steps else 1.0,
-      )
-    table = ranges[site.quantizer]
-    scales = table.scale[: len(WIDTHS)]
-    zero = table.zero_point[: len(WIDTHS)].reshape(len(WIDTHS), -1)[:, 0]
-    last = jnp.asarray([2.0**b - 1 for b in WIDTHS])
-    shape = (len(WIDTHS), *layer.as_weight(matrices[site]).shape)
-    spread = jax.vmap(layer.as_matrices)(jnp.broadcast_to(scales, shape))
-    groups, depth = matrices[site].shape[:2]
-    held, shift = _reconstruct(
-      matrices[site],
-      seen,
-      jnp.moveaxis(spread[:, :, :1], 1, 0),  # [G, K, 1, C]
-      -zero,
-      last - zero,
-      at_once=max(1, min(groups, 2**20 // depth**2)),
-      steps=tuple(steps),
+      axes = quantizers[index].channel_axes
+      power = seen if 'scales' in steps else None
+      ranges[index] = _weight_range(layer, matrices[site], axes, power)
+    codes[site], shifts[site] = _codes(
+      layer, matrices[site], seen, ranges[index], tuple(steps)
     )
-    codes[site] = jax.vmap(layer.as_weight, in_axes=1)(held)
-    shifts[site] = jnp.swapaxes(shift, 0, 1).reshape(scales.shape)
   return quantized.with_bank(Bank(tuple(ranges), codes, shifts, equalizers))
+
+
+def _weight_range(
+  layer: layers_lib.Layer,
+  matrices: Array,
+  channel_axes: tuple[int, ...],
+  moments: layers_lib.Moments | None,
+) -> ranges_lib.Range:
+  """The range of a weight; by the power of what it multiplies, if given."""
+  power = 1.0
+  if moments is not None:
+    power = jnp.diagonal(moments.square, axis1=1, axis2=2) / moments.count
+    power = jnp.broadcast_to(power[..., None], matrices.shape)
+    power = layer.as_weight(power)
+  return ranges_lib.weight_range(
+    layer.as_weight(matrices), channel_axes, power=power
+  )
+
+
+def _codes(
+  layer: layers_lib.Layer,
+  matrices: Array,
+  moments: layers_lib.Moments,
+  table: ranges_lib.Range,
+  steps: tuple[str, ...],
+) -> tuple[Array, Array]:
+  """Codes [K, ...] of a weight and shifts [K, ...], at each of WIDTHS."""
+  scales = table.scale[: len(WIDTHS)]
+  zero = table.zero_point[: len(WIDTHS)].reshape(len(WIDTHS), -1)[:, 0]
+  last = jnp.asarray([2.0**b - 1 for b in WIDTHS])
+  shape = (len(WIDTHS), *layer.as_weight(matrices).shape)
+  spread = jax.vmap(layer.as_matrices)(jnp.broadcast_to(scales, shape))
+  groups, depth = matrices.shape[:2]
+  held, shift = _reconstruct(
+    matrices,
+    moments,
+    jnp.moveaxis(spread[:, :, :1], 1, 0),  # [G, K, 1, C]
+    -zero,
+    last - zero,
+    at_once=max(1, min(groups, 2**20 // depth**2)),
+    steps=steps,
+  )
+  codes = jax.vmap(layer.as_weight, in_axes=1)(held)
+  return codes, jnp.swapaxes(shift, 0, 1).reshape(scales.shape)

@@ -119,4 +119,4 @@ def test_a_bank_is_a_tree_of_its_fields():
   one = bank.Bank((1.0,), codes={'a': 2.0})
   doubled = jax.tree.map(lambda x: 2 * x, one)
   assert doubled == bank.Bank((2.0,), {'a': 4.0}, {}, {})
-  assert one._replace(codes={}) == bank.Bank((1.0,))
+  assert one.replace(codes={}) == bank.Bank((1.0,))

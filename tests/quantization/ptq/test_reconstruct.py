@@ -150,7 +150,7 @@ def test_the_network_runs_on_what_is_stored(network, banked, width, max_bits):
   )
   actual = banked.apply(variables, images, bits, max_bits=max_bits)
   encoded = quantized.encode(
-    variables, bits, banked.bank._replace(codes={}, shifts={})
+    variables, bits, banked.bank.replace(codes={}, shifts={})
   )
   assert len(encoded.grids) == count
   row = width - 2
@@ -168,7 +168,7 @@ def test_wider_than_the_bank_is_as_without(network, banked):
   quantized, variables, images = network
   for width in (9, 16, 17):
     bits = jnp.full(len(quantized.quantizers), width)
-    bank = banked.bank._replace(codes={}, shifts={})
+    bank = banked.bank.replace(codes={}, shifts={})
     np.testing.assert_array_equal(
       banked.apply(variables, images, bits),
       quantized.apply(variables, images, bits, bank),
