@@ -12,7 +12,9 @@ from nemo_jax.core.types import PyTree
 from nemo_jax.pipeline import Prepared
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.numerics import widths
-from nemo_jax.runs.front import Front, Model, Point, network_of
+from nemo_jax.runs.front import Front
+from nemo_jax.runs.model import Model, network_of
+from nemo_jax.runs.point import Point
 from nemo_jax.search import progress
 from nemo_jax.search.evaluate import evaluate
 from nemo_jax.search.problem import Problem

@@ -14,7 +14,8 @@ from nemo_jax.config import Config
 from nemo_jax.core import devices, files
 from nemo_jax.core.log import Log
 from nemo_jax.pipeline import Prepared
-from nemo_jax.runs.front import Front, Model
+from nemo_jax.runs.front import Front
+from nemo_jax.runs.model import Model
 from nemo_jax.search import nemo
 from nemo_jax.search.compilation import Compiled
 from nemo_jax.search.state import State

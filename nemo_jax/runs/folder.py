@@ -21,10 +21,11 @@ from typing import Any, Protocol
 import orbax.checkpoint as ocp
 
 from nemo_jax.core import files
-from nemo_jax.runs.front import FRONT_FILE, Front
 from nemo_jax.core.types import Array, InputError
 from nemo_jax.runs.checkpoints import save
+from nemo_jax.runs.front import FRONT_FILE, Front
 from nemo_jax.runs.metrics import append_metrics
+
 
 class State(Protocol):
   """What is stored: a tree of arrays that counts its generations."""

@@ -35,9 +35,7 @@ def as_good_as(width: int) -> str:
   return f'as good as {width}-bit'
 
 
-def save(
-  figure: Figure, workdir: str | os.PathLike, name: str
-) -> pathlib.Path:
+def save(figure: Figure, workdir: str | os.PathLike, name: str) -> pathlib.Path:
   """Writes a figure as a PNG, whole or not at all."""
   path = files.local(workdir) / name
   with files.draft(path) as made:
@@ -62,9 +60,7 @@ def draw(drawings: Iterable[tuple]) -> list[pathlib.Path]:
   return [path for path in paths if path]
 
 
-def plot_front(
-  workdir: str | os.PathLike, front: Front
-) -> pathlib.Path | None:
+def plot_front(workdir: str | os.PathLike, front: Front) -> pathlib.Path | None:
   """The front in the space of its first three objectives; None if it has two.
 
   Performance goes up and the costs span the floor, as in NEMO's figure.
@@ -130,9 +126,7 @@ def projections(front: Front) -> Figure:
   return figure
 
 
-def plot_projections(
-  workdir: str | os.PathLike, front: Front
-) -> pathlib.Path:
+def plot_projections(workdir: str | os.PathLike, front: Front) -> pathlib.Path:
   """Writes `projections`."""
   return save(projections(front), workdir, 'front_projections.png')
 

@@ -100,11 +100,11 @@ def test_a_column_that_does_not_fit_is_named(tmp_path, name, array, words):
 def test_the_bank_of_another_network_does_not_fit():
   own = example()
   with pytest.raises(InputError, match='ranges are of another network'):
-    bank.check_fits(own._replace(ranges=own.ranges[:-1]), own, [SITE])
+    bank.check_fits(own.replace(ranges=own.ranges[:-1]), own, [SITE])
   with pytest.raises(InputError, match='sites are those of another network'):
     bank.check_fits(own, own, [])
   with pytest.raises(InputError, match='sites are those of another network'):
-    bank.check_fits(own._replace(shifts={}), own, [SITE])
+    bank.check_fits(own.replace(shifts={}), own, [SITE])
 
 
 def test_banks_do_not_share_what_they_were_not_given():
