@@ -83,7 +83,9 @@ def check() -> Config:
   own = define.own(__name__)
   for method in own.methods:
     with define.named('methods'):
-      tournament.check_method(method, own.population)
+      tournament.check_method(method)
+    with define.named('population'):
+      tournament.check_population(method, own.population)
   first, *rest = own.objectives or ['none']
   if (
     first not in objectives.PERFORMANCE

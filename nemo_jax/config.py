@@ -133,6 +133,8 @@ class Config:
         )
     with _field('species'):
       team = self.team()
+      if not team:
+        raise InputError('there are no species; give at least one')
       needing = [name for name, builder in team.items() if builder.needs_prior]
       priced = set(self.objectives) & set(objectives_lib.COSTS)
       if needing and not (priced and self.sensitivities != 'none'):

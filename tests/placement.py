@@ -119,7 +119,7 @@ def placement_problem(nodes: int = 12) -> nemo_jax.Problem:
     evaluate=evaluate,
     objective_names=OBJECTIVES,
     prior=additive_estimate(sizes),
-    costs=functools.partial(costs, data),
+    known_objectives=functools.partial(costs, data),
   )
 
 

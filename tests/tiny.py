@@ -1,7 +1,6 @@
 """A network of two layers that knows its classes without being trained."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 CLASSES, FEATURES = 6, 16
@@ -39,7 +38,5 @@ def examples(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def other(variables, inputs):
-  """Another network of the same weights: it has one layer more to quantize."""
-  hidden = jax.nn.relu(inputs @ variables['hidden'])
-  logits = hidden @ variables['out']
-  return logits @ jnp.eye(CLASSES, dtype=jnp.float32) + logits
+  """Logits by another network of the same weights."""
+  return inputs @ variables['hidden'][:, :CLASSES]

@@ -49,10 +49,10 @@ class Contestant(NamedTuple):
 
 def is_baseline(method: str) -> bool:
   """Whether a word names a baseline, and no team of species."""
-  return method in baselines.names()
+  return not set(method) & {'+', '@'} and baselines.has(method)
 
 
-def check_method(method: str, population: int) -> None:
+def check_method(method: str) -> None:
   """Raises `InputError` for a word that is no method."""
   if is_baseline(method):
     return
@@ -70,7 +70,13 @@ def check_method(method: str, population: int) -> None:
       f'{method!r}: {needing[0]!r} cannot be without sensitivities; name '
       'a team without, such as direct@blind'
     )
-  allocation.check_size(population, len(team))
+
+
+def check_population(method: str, population: int) -> None:
+  """Raises `InputError` for fewer places than a method needs."""
+  if not is_baseline(method):
+    words, _, _ = method.partition('@')
+    allocation.check_size(population, len(species_lib.team(words.split('+'))))
 
 
 def contestant(

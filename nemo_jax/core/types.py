@@ -3,8 +3,11 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 Array = jax.Array
+# What a function takes that may be on a device or on the host.
+ArrayLike = jax.Array | np.ndarray
 PyTree = Any
 
 

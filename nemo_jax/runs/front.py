@@ -112,7 +112,7 @@ class Front:
     """
     return selection.select(
       self.points,
-      self.objective_names[0],
+      (*self.objective_names, 'none')[0],
       max_size_mb=max_size_mb,
       max_gbitops=max_gbitops,
       min_performance=min_performance,

@@ -19,6 +19,8 @@ from nemo_jax.quantization.trace.tracing import Apply
 
 # In the folder of a front.
 BANK_FILE = 'bank.npz'
+# Of what `network_of` returns.
+_KEYS = 'weights', 'bank', 'inputs', 'extra_ops', 'weight_scheme', 'lowering'
 
 
 class Model(NamedTuple):
@@ -34,9 +36,13 @@ def run_at(model: Model, bits: Sequence[int]) -> Callable[[PyTree], PyTree]:
   Args:
     model: the network.
     bits: of each quantizer.
+
+  Raises:
+    InputError: there are not as many.
   """
   quantized, variables = model
   bits = np.asarray(bits, np.int32)
+  bits = np.asarray(widths.check_bits(bits, len(quantized.quantizers)))
   narrow = bits.max() <= widths.NARROW_BITS
   encode = jax.jit(quantized.encode, static_argnames='max_bits')
   encoded = encode(
@@ -113,6 +119,9 @@ def load(
     raise InputError(
       f'{folder} holds a front of an older version, without its network'
     )
+  for key in _KEYS:
+    if key not in known:
+      raise InputError(f'{folder} is no front: network.{key} is missing')
   if files.digest(variables) != known['weights']:
     raise InputError(f'{folder} is a front of other weights than these')
   inputs = _inputs_from_json(known['inputs'])

@@ -35,6 +35,17 @@ def _limit(name: str, unit: str, values: np.ndarray, limit: float) -> _Limit:
   return _Limit(name, unit, limit, values, np.where(excess < 1e-9, 0, excess))
 
 
+def _values(points: Sequence[Point], name: str) -> np.ndarray:
+  """float[n]: what points have; those of older files may lack it."""
+  values = [getattr(point, name) for point in points]
+  if None in values:
+    raise InputError(
+      f'the points of this front have no {name}: it was written by an older '
+      'version'
+    )
+  return np.asarray(values, float)
+
+
 def _limits(
   points: Sequence[Point],
   first_objective: str,
@@ -45,6 +56,8 @@ def _limits(
   """The limits that are given, with what each point has."""
   if not points:
     raise InputError('the front has no point to select from')
+  if not all(point.objectives for point in points):
+    raise InputError('the points of this front have no objectives')
   found = []
   for name, unit, limit in (
     ('size_mb', 'MB', size_mb),
@@ -52,18 +65,18 @@ def _limits(
   ):
     if limit is None:
       continue
-    values = [getattr(point, name) for point in points]
-    if None in values:
-      raise InputError(
-        f'the points of this front have no {name}: it was written by an '
-        'older version'
-      )
-    found.append(_limit(f'max_{name}', unit, np.asarray(values), limit))
+    if not 0 <= limit < np.inf:
+      raise InputError(f'max_{name} is {limit}; give a number from 0')
+    found.append(_limit(f'max_{name}', unit, _values(points, name), limit))
   if performance is not None:
     if first_objective not in ERRORS:
       raise InputError(
         f'min_performance needs an error as first objective, of '
         f'{", ".join(ERRORS)}; this front has {first_objective}'
+      )
+    if not 0 <= performance <= 1:
+      raise InputError(
+        f'min_performance is {performance}; give an accuracy from 0 to 1'
       )
     values = 1 - np.asarray([p.objectives[0] for p in points], float)
     # Negative, so that more is within.
@@ -104,8 +117,7 @@ def select(
   if min_performance is None:
     order = np.asarray([p.objectives[0] for p in points], float)
   else:
-    first = 'size_mb' if points[0].size_mb is not None else 'gbitops'
-    order = np.asarray([getattr(p, first) or 0 for p in points], float)
+    order = _values(points, 'size_mb')
   if np.any(within):
     return points[int(np.argmin(np.where(within, order, np.inf)))]
   worst = np.sum(np.maximum(excess, 0), axis=0)

@@ -29,7 +29,7 @@ def edges(problem):
 @pytest.mark.parametrize('word', ablations.WORDS)
 def test_nothing_else_is_changed(word):
   problem, settings = ablations.ablate(word, PROBLEM, FLOW)
-  assert settings.keys() <= inspect.signature(nemo.step).parameters.keys()
+  assert settings.keys() <= inspect.signature(nemo.make).parameters.keys()
   same = PROBLEM.replace(graph=None, prior=None)
   jax.tree.map(
     np.testing.assert_array_equal,

@@ -1,7 +1,6 @@
-"""Every rival keeps to its budget and finds what it is known for."""
+"""Every baseline keeps to its budget and finds what it is known for."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -10,12 +9,10 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.optimize import minimize
 
-from nemo_jax.arena import baselines, contest
+from nemo_jax.arena import baselines, contest, statistics
 from nemo_jax.arena.baselines import greedy
 from nemo_jax.core.types import InputError
-from nemo_jax.search import nemo
 from nemo_jax.search import prior as prior_lib
-from tests import placement
 from tests.additive import additive_problem
 
 PROBLEM = additive_problem()
@@ -31,7 +28,7 @@ def barred():
 
 
 def run(name, evaluations=60, seed=0, problem=PROBLEM):
-  """What a rival asked, and the ledger."""
+  """What a baseline asked, and the ledger."""
   ledger, asked = contest.Ledger(problem), []
 
   def score(choices):
@@ -44,7 +41,7 @@ def run(name, evaluations=60, seed=0, problem=PROBLEM):
 
 
 @pytest.mark.parametrize('name', baselines.names())
-def test_rivals_stay_within_what_is_allowed_and_within_their_budget(name):
+def test_baselines_stay_within_what_is_allowed_and_within_their_budget(name):
   problem = barred()
   for evaluations in (1, 3, 25):
     asked, ledger = run(name, evaluations, problem=problem)
@@ -62,9 +59,9 @@ def test_the_key_decides(name):
 
 
 @pytest.mark.parametrize('name', baselines.names())
-def test_a_rival_says_whether_it_is_informed(name):
-  informed = {'mckp', 'greedy', 'integer_program'}
-  assert (name in informed) == baselines.find(name).INFORMED
+def test_a_baseline_says_whether_it_needs_the_prior(name):
+  needing = {'mckp', 'greedy', 'integer_program'}
+  assert (name in needing) == baselines.find(name).needs_prior
 
 
 @pytest.mark.slow
@@ -102,7 +99,7 @@ def test_nsga2_is_no_straw_man():
       seed=seed,
     )
     rows = np.asarray(found.F, np.float32)
-    volume = contest.hypervolume(rows, PROBLEM.ideal, PROBLEM.reference)
+    volume = statistics.hypervolume(rows, PROBLEM.ideal, PROBLEM.reference)
     theirs.append(volume)
   assert np.mean(ours) > 0.97 * np.mean(theirs)
 
@@ -134,63 +131,48 @@ def test_integer_programs_are_not_beaten_by_prices():
     assert not better.any()
 
 
-def test_an_unknown_rival_lists_the_known():
+def test_an_unknown_baseline_lists_the_known():
   with pytest.raises(InputError, match="'ants'; the choices are evopress, gr"):
     baselines.find('ants')
+  assert not baselines.has('ants')
 
 
-def test_the_ledger_counts_and_keeps_the_front():
-  ledger = contest.Ledger(PROBLEM, spent=7)
-  rows = np.random.default_rng(0).integers(0, CHOICES, (43, NODES))
-  ledger.score(rows[:3])
-  ledger.score(rows[3:])
-  assert ledger.spent == 50
-  counts, volumes = zip(*ledger.curve, strict=True)
-  assert list(counts) == sorted(counts)
-  assert list(volumes) == sorted(volumes)
-  choices, values = ledger.front()
-  np.testing.assert_array_equal(values, contest.objectives(PROBLEM, choices))
-  volume = contest.hypervolume(values, PROBLEM.ideal, PROBLEM.reference)
-  assert volume == pytest.approx(volumes[-1], rel=1e-5)
-  exact = nemo.hypervolume(PROBLEM, contest.objectives(PROBLEM, rows))
-  assert volume == pytest.approx(float(exact), rel=1e-5)
+RIVAL = """
+from nemo_jax.arena.baseline import Baseline
+from nemo_jax.search import variation
+
+def search(key, problem, evaluations, score):
+  rows = [[k] * len(problem.allowed) for k in range(evaluations)]
+  score(variation.nearest_allowed(rows, problem.allowed))
+
+BASELINE = Baseline(search, needs_prior=True)
+"""
 
 
-def test_attainment_is_the_median_of_the_runs():
-  fronts = [
-    np.array([[0.5, 1.0], [0.1, 3.0]]),
-    np.array([[0.4, 2.0]]),
-    np.array([[0.3, 1.0], [0.2, 2.0]]),
-  ]
-  grid = np.array([0.5, 1.0, 2.0, 3.0])
-  found = contest.attainment(fronts, grid, 1)
-  np.testing.assert_array_equal(found, [np.inf, 0.5, 0.4, 0.2])
+def test_a_file_of_the_users_own_is_a_baseline(tmp_path):
+  path = tmp_path / 'rival.py'
+  path.write_text(RIVAL)
+  assert baselines.has(str(path))
+  assert baselines.find(str(path)).needs_prior
+  asked, ledger = run(str(path), 2)
+  assert ledger.spent == 2
+  np.testing.assert_array_equal(asked, [[0] * NODES, [1] * NODES])
 
 
-def test_the_summary_pairs_the_seeds():
-  cell = lambda value: {'volumes': {'100': {'search': value}}}
-  results = {
-    'a': {'0': cell(0.5), '1': cell(0.7)},
-    'b': {'0': cell(0.4), '1': cell(0.65)},
-  }
-  one, two = contest.summarise(results, ['a', 'b'], ['0', '1'])
-  assert one['gain'] == 0
-  assert two['mean'] == pytest.approx(0.525)
-  assert two['gain'] == pytest.approx(0.075)
-  assert two['ahead'] == 2
-  # Student's t with one degree of freedom at 97.5 %.
-  assert two['gain_interval'] == pytest.approx(12.706 * 0.025, rel=1e-3)
-  assert 0 < two['p_value'] < 0.25
-
-
-@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_worth_nothing(bad):
-  problem = placement.placement_problem(5)
-  sick = problem.replace(
-    evaluate=lambda data, row: jnp.where(
-      (row[0] == 1) & (jnp.arange(3) == 2), bad, problem.evaluate(data, row)
-    )
-  )
-  rows = np.array([[1, 1, 1, 1, 1], [2, 1, 1, 1, 1]])
-  found = contest.objectives(sick, rows)
-  np.testing.assert_array_equal(np.isposinf(found), [[True] * 3, [False] * 3])
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('BUILDER = 1', 'has no BASELINE; a file of this kind defines BASELINE'),
+    ('1 / 0', 'cannot be imported: ZeroDivisionError: division by zero'),
+    ('def', 'cannot be imported: SyntaxError: invalid syntax'),
+    (None, 'cannot be imported: FileNotFoundError'),
+  ],
+)
+def test_a_file_that_is_no_baseline_is_one_line(tmp_path, text, words):
+  path = tmp_path / 'rival.py'
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(InputError, match=words) as caught:
+    baselines.find(str(path))
+  assert str(path) in str(caught.value)
+  assert '\n' not in str(caught.value)

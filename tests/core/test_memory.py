@@ -53,6 +53,17 @@ def test_chunks_give_what_all_at_once_gives(count, chunk):
   assert max(seen) <= chunk
 
 
+@pytest.mark.parametrize('count', [1, 5, 8])
+def test_every_array_of_a_tree_is_cut_into_the_same_chunks(count):
+  inputs = {
+    'words': jnp.arange(count * 3).reshape(count, 3),
+    'rest': (jnp.linspace(0, 1, count), None),
+  }
+  apply = lambda x: x['words'] * x['rest'][0][:, None]
+  out = jax.jit(lambda x: in_chunks(apply, x, 3))(inputs)
+  np.testing.assert_array_equal(out, apply(inputs))
+
+
 def test_small_networks_are_evaluated_together_on_accelerators(monkeypatch):
   assert candidates_at_once(10) is None
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')

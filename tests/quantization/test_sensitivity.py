@@ -287,5 +287,5 @@ def test_a_shift_is_part_of_the_step_of_its_weight():
 def test_no_images_are_refused(method):
   case = make('twice')
   none = case._replace(images=case.images[:0], labels=case.labels[:0])
-  with pytest.raises(InputError, match='at least one image'):
+  with pytest.raises(InputError, match='at least one example'):
     estimate(none, method)

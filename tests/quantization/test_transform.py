@@ -207,7 +207,7 @@ def test_numbers_out_of_range_are_refused(option):
 
 
 def test_no_images_are_an_error():
-  with pytest.raises(InputError, match='at least one image'):
+  with pytest.raises(InputError, match='at least one example'):
     nemo_jax.quantize(dense, STACK, ROWS[:0])
 
 

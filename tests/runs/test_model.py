@@ -1,11 +1,12 @@
-"""The network of a front: it runs at a point, and is checked when it is read."""
+"""The network of a front: it runs at a point, and is checked when read."""
 
 import jax
 import numpy as np
 import pytest
 
 from nemo_jax import InputError, quantize
-from nemo_jax.runs.front import Front, Model, network_of
+from nemo_jax.runs.front import Front
+from nemo_jax.runs.model import Model, network_of
 from tests import tiny
 from tests.runs import fronts
 
@@ -119,9 +120,13 @@ def test_a_network_that_is_half_described_is_refused(front, folder, key):
 
 def test_a_damaged_bank_is_refused(folder):
   path = folder / 'bank.npz'
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
+  refused(folder, 'bank.npz is damaged')
+  hurt = bytearray(content)
+  # In the numbers of the first array, behind its head.
+  hurt[content.index(b'NUMPY') + 130] ^= 1
+  path.write_bytes(hurt)
   refused(folder, 'bank.npz is damaged')
   path.unlink()
   refused(folder, 'cannot use .*bank.npz: No such file')

@@ -285,7 +285,7 @@ def test_kept_weights_are_named_by_what_decides_them(tmp_path):
     (lambda y: y + 1, 'labels go from 1 to 10; classes are whole numbers'),
     (lambda y: y - 1, 'labels go from -1 to 8'),
     (lambda y: y + 0.5, 'whole numbers'),
-    (lambda y: y[:1], r'shape \(1,\); there are 400 images'),
+    (lambda y: y[:1], r'shape \(1,\); there are 400 inputs'),
     (lambda y: y[:, None], r'shape \(400, 1\)'),
   ],
 )

@@ -15,6 +15,18 @@ def names() -> list[str]:
   return plugins.names(sys.modules[__name__])
 
 
+def has(name: str) -> bool:
+  """Whether a name is of a baseline; a file may be of a species as well.
+
+  Raises:
+    InputError: the file cannot be imported.
+  """
+  if not plugins.is_own(name):
+    return name in names()
+  here = sys.modules[__name__]
+  return hasattr(plugins.find(here, 'method', name, []), 'BASELINE')
+
+
 def find(name: str) -> Baseline:
   """The baseline of that name.
 

@@ -27,7 +27,7 @@ def problem(apply, variables, images=IMAGES):
 def test_a_last_bias_that_is_not_finite_is_named(bad):
   variables = {'head': {'w': normal(1, 4, 3), 'b': jnp.asarray([0, bad, 0])}}
   apply = lambda v, x: x @ v['head']['w'] + v['head']['b']
-  with pytest.raises(InputError, match="8 of 8 images: .*'head/b' holds"):
+  with pytest.raises(InputError, match="8 of 8 inputs: .*'head/b' holds"):
     problem(apply, variables)
 
 
@@ -59,7 +59,7 @@ def test_logits_that_overflow_on_one_image_are_refused():
   variables = {'w': normal(1, 4, 3)}
   apply = lambda v, x: jnp.exp((x @ v['w']) ** 2)
   images = IMAGES.at[5].set(100.0)
-  with pytest.raises(InputError, match="1 of 8 images: the operation 'exp'"):
+  with pytest.raises(InputError, match="1 of 8 inputs: the operation 'exp'"):
     problem(apply, variables, images)
 
 
