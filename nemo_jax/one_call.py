@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
-from nemo_jax.core import batches
+from nemo_jax.core import batches, checks
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.data.labelled import Images
 from nemo_jax.quantization.numerics import widths
@@ -46,6 +47,23 @@ def divide(
   )
 
 
+def _unseen(inputs: PyTree, labels: Array, like: PyTree) -> Images:
+  """Images for the end; they are refused before a search if they do not fit."""
+  count = batches.check(inputs)
+  if np.shape(labels) != (count,):
+    raise InputError(
+      f'test has {count} inputs and labels of shape {np.shape(labels)}; give a '
+      'label for each'
+    )
+  shapes = [jax.tree.map(lambda x: x.shape[1:], x) for x in (inputs, like)]
+  if shapes[0] != shapes[1]:
+    raise InputError(
+      f'test has inputs of shape {shapes[0]}; those of the search are '
+      f'{shapes[1]}'
+    )
+  return Images(batches.on_host(inputs), np.asarray(labels))
+
+
 def search(
   apply: Apply,
   variables: PyTree,
@@ -81,7 +99,7 @@ def search(
     workdir: folder in which the run is kept; the same call resumes it.
     seed: of the search, and of the division of the inputs.
     name: of the network, in results.
-    **config: further fields of `pipeline.Config`.
+    **config: further fields of `config.Config`.
 
   Raises:
     InputError: an argument cannot be used.
@@ -91,6 +109,15 @@ def search(
   from nemo_jax.config import Config
   from nemo_jax.workloads import Workload
 
+  checks.whole('evaluations', evaluations)
+  chosen = Config(
+    evaluations=evaluations,
+    objectives=tuple(objectives),
+    bit_widths=tuple(bit_widths),
+    seed=seed,
+    **{'population': min(Config.population, evaluations)} | config,
+  )
+  chosen.check_search()
   calibration, rest = divide(inputs, labels, seed)
   workload = Workload(
     name=name,
@@ -98,16 +125,7 @@ def search(
     variables=variables,
     calibration=calibration,
     search=rest,
-    test=None
-    if test is None
-    else Images(batches.on_host(test[0]), np.asarray(test[1])),
-  )
-  chosen = Config(
-    evaluations=evaluations,
-    objectives=tuple(objectives),
-    bit_widths=tuple(bit_widths),
-    seed=seed,
-    **{'population': min(Config.population, evaluations)} | config,
+    test=None if test is None else _unseen(*test, like=inputs),
   )
   cache = None if workdir is None else os.path.join(workdir, 'cache')
   return search_run.run(workload, chosen, workdir=workdir, cache=cache)

@@ -19,11 +19,12 @@ from nemo_jax.quantization.numerics import bank as bank_lib
 from nemo_jax.quantization.ptq import reconstruct
 from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.structure import Structure
+from nemo_jax.quantization.trace import tracing
 from nemo_jax.quantization.transform import quantize
 from nemo_jax.search import species as species_lib
 from nemo_jax.search.evaluate import candidates_at_once
 from nemo_jax.search.problem import Problem
-from nemo_jax.tasks import mixed_precision
+from nemo_jax.tasks import mixed_precision, scoring
 from nemo_jax.workloads import Workload
 
 
@@ -224,6 +225,11 @@ def prepare(
     InputError: the network or its images cannot be used.
   """
   quantized = quantize_network(workload, config, cache)
+  if workload.test is not None:
+    # They are scored last, when it would be too late.
+    inputs, labels = workload.test
+    count = tracing.check_arguments(workload.variables, inputs)
+    scoring.check_labels(labels, count, quantized.structure.num_classes())
   macs = sum(operation.macs for operation in quantized.operations)
   count = len(workload.search.labels)
   batch_size = config.batch_size or candidates_at_once(macs * count)

@@ -133,7 +133,9 @@ def _points(
         problem, len(prepared.workload.search.labels)
       )
     ),
-    **_sizes(table, float_row),
+    # Without the scales of quantizers.
+    size_mb=widths.FLOAT_BITS * table.parameters / 8e6,
+    gbitops=costs.bit_operations(table, float_row) / 1e9,
     **on_test[0],
   )
   return points[len(uniform) :], points[: len(uniform)], float_point
@@ -144,6 +146,7 @@ def _volume(problem: Problem, points: Sequence[Point]) -> float | None:
   if len(problem.ideal) not in (2, 3):
     return None
   values = np.asarray([point.objectives for point in points], np.float32)
+  values = values.reshape(len(points), len(problem.ideal))
   values = np.where(np.isfinite(values), values, np.inf)
   return float(progress.hypervolume(problem, values))
 

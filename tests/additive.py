@@ -1,4 +1,4 @@
-"""A problem whose estimate is the truth: wider loses less and costs more."""
+"""A problem whose prior is the truth: wider loses less and costs more."""
 
 import numpy as np
 

@@ -10,7 +10,7 @@ from nemo_jax import quantize
 from nemo_jax.core import devices
 from nemo_jax.search import nemo
 from nemo_jax.search.species import lagrangian
-from nemo_jax.tasks import mixed_precision
+from nemo_jax.tasks import mixed_precision, scoring
 
 
 class Network(nn.Module):
@@ -40,9 +40,9 @@ def find_front(mesh) -> dict:
     mesh=mesh,
     sensitivities=draw.random((4, 1)) / 4.0 ** np.arange(2, 9),
   )
-  species = (lagrangian.make(problem, 10),)
-  state = nemo.init(jax.random.key(1), problem, species, 10)
-  step, _ = nemo.compile_step(jax.random.key(2), state, problem, species)
+  search = nemo.make(problem, [lagrangian.BUILDER], 10)
+  state = search.init(jax.random.key(1))
+  step, _ = search.compile(jax.random.key(2), state)
   for _ in range(4):
     state, metrics = step(state)
   accuracy = scoring.accuracy(
@@ -54,7 +54,8 @@ def find_front(mesh) -> dict:
     images_at_once=2,
     mesh=mesh,
   )
-  decided = state.archive._asdict() | state.belief._asdict() | metrics
+  belief = state.surrogate.belief._asdict()
+  decided = state.archive._asdict() | belief | metrics
   return jax.tree.map(lambda x: np.asarray(x).tolist(), decided) | {
     'float': mixed_precision.float_objectives(problem, len(images)),
     'accuracy': accuracy.tolist(),

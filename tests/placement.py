@@ -56,7 +56,7 @@ def costs(data, choices):
   return jnp.stack([energy, overflow])
 
 
-def additive_estimate(sizes: np.ndarray) -> Prior:
+def additive_prior(sizes: np.ndarray) -> Prior:
   """Latency, at prices for energy and for room in the two fast memories."""
   nodes, copied = len(sizes), COPY * sizes[:-1]
   energy = sizes[:, None] * ENERGY
@@ -118,7 +118,7 @@ def placement_problem(nodes: int = 12) -> nemo_jax.Problem:
     reference=jnp.array(reference, jnp.float32),
     evaluate=evaluate,
     objective_names=OBJECTIVES,
-    prior=additive_estimate(sizes),
+    prior=additive_prior(sizes),
     known_objectives=functools.partial(costs, data),
   )
 

@@ -1,1 +1,1 @@
-"""Quantization as a function transformation."""
+"""Quantization of neural networks as a transformation of functions."""

@@ -17,7 +17,7 @@ from nemo_jax.quantization.trace.tracing import Apply
 from nemo_jax.runs import model as model_lib
 from nemo_jax.runs import schema, selection
 from nemo_jax.runs.model import Model
-from nemo_jax.runs.point import Point
+from nemo_jax.runs.point import Point, objectives_of
 
 if TYPE_CHECKING:
   import matplotlib.figure
@@ -282,8 +282,3 @@ def choose_points(front: Front, bit_widths: Sequence[int]) -> dict[int, Point]:
     if np.isfinite(cost.min()):
       chosen[width] = front.points[int(np.argmin(cost))]
   return chosen
-
-
-def objectives_of(points: Sequence[Point]) -> np.ndarray:
-  """float[n, M]: objectives of points, NaN where they are not finite."""
-  return np.asarray([p.objectives for p in points], float)

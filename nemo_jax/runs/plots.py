@@ -5,6 +5,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import matplotlib.ticker
 import numpy as np
@@ -12,7 +13,10 @@ from matplotlib.figure import Figure
 
 from nemo_jax.core import files
 from nemo_jax.core.types import first_line
-from nemo_jax.runs.front import Front, Point, objectives_of
+from nemo_jax.runs.point import Point, objectives_of
+
+if TYPE_CHECKING:
+  from nemo_jax.runs.front import Front
 
 LABELS = {
   'top1_error': 'top-1 error',
@@ -60,7 +64,9 @@ def draw(drawings: Iterable[tuple]) -> list[pathlib.Path]:
   return [path for path in paths if path]
 
 
-def plot_front(workdir: str | os.PathLike, front: Front) -> pathlib.Path | None:
+def plot_front(
+  workdir: str | os.PathLike, front: 'Front'
+) -> pathlib.Path | None:
   """The front in the space of its first three objectives; None if it has two.
 
   Performance goes up and the costs span the floor, as in NEMO's figure.
@@ -89,7 +95,7 @@ def plot_front(workdir: str | os.PathLike, front: Front) -> pathlib.Path | None:
   return save(figure, workdir, 'front_3d.png')
 
 
-def projections(front: Front) -> Figure:
+def projections(front: 'Front') -> Figure:
   """The first objective against each of the others, by species."""
   names, points = front.objective_names, front.points
   values, uniform = objectives_of(points), objectives_of(front.uniform)
@@ -126,7 +132,9 @@ def projections(front: Front) -> Figure:
   return figure
 
 
-def plot_projections(workdir: str | os.PathLike, front: Front) -> pathlib.Path:
+def plot_projections(
+  workdir: str | os.PathLike, front: 'Front'
+) -> pathlib.Path:
   """Writes `projections`."""
   return save(projections(front), workdir, 'front_projections.png')
 
@@ -142,7 +150,7 @@ def _series(metrics: list[dict], name: str, width: int) -> np.ndarray:
 
 
 def plot_species(
-  workdir: str | os.PathLike, front: Front, metrics: list[dict]
+  workdir: str | os.PathLike, front: 'Front', metrics: list[dict]
 ) -> pathlib.Path:
   """Utility, size and share of the front of each species over generations."""
   generations = [m['generation'] for m in metrics]
@@ -176,7 +184,7 @@ def plot_species(
 
 
 def plot_bits(
-  workdir: str | os.PathLike, front: Front, chosen: Mapping[int, Point]
+  workdir: str | os.PathLike, front: 'Front', chosen: Mapping[int, Point]
 ) -> pathlib.Path:
   """The bits of chosen points, layer by layer.
 

@@ -1,6 +1,9 @@
 """`Point`: one configuration of a front."""
 
 import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,3 +29,8 @@ class Point:
   size_mb: float | None = None
   gbitops: float | None = None
   shortfall: tuple[str, ...] = ()
+
+
+def objectives_of(points: Sequence[Point]) -> np.ndarray:
+  """float[n, M]: objectives of points, NaN where they are not finite."""
+  return np.asarray([p.objectives for p in points], float)

@@ -17,8 +17,6 @@ def test_the_volume_is_between_the_ideal_and_the_reference():
   assert volume([1, 2]) == pytest.approx(0.25)
   assert volume([1, 2], [1, 2], [2, 4], [3, 0]) == pytest.approx(0.25)
   assert volume([1, 2], [0.5, 3]) == pytest.approx(0.25 + 0.25 / 4)
-  # More rows than one block of the program.
-  assert volume(*[[1, 2]] * 70) == pytest.approx(0.25)
 
 
 def test_intervals_are_those_of_students_t():

@@ -69,7 +69,7 @@ def test_a_contestant_is_told_whether_knowledge_was_given():
   assert contestant('mckp').informed
   assert not contestant('evopress').informed
   assert contestant('direct').informed
-  for method in ('direct@blind', 'direct+paper' if False else 'paper'):
+  for method in ('direct@blind', 'paper'):
     one = contestant(method)
     assert not one.informed
     assert one.problem.prior is None

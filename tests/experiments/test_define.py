@@ -20,7 +20,7 @@ DEFAULT = {
   'number': 0.5,
   'unlimited': 0.5,
   'path': 'here',
-  'word': 'one',
+  'plugin': 'one',
   'words': ['one'],
   'may_be_none': [],
   'numbers': ['2'],
@@ -36,7 +36,7 @@ def defined():
   define.number(name('unlimited'), DEFAULT['unlimited'], '', 0, math.inf)
   define.path(name('path'), DEFAULT['path'], '')
   choices = {'choices': ('one', 'two'), 'of': 'word'}
-  define.word(name('word'), DEFAULT['word'], '', **choices)
+  define.plugin(name('plugin'), DEFAULT['plugin'], '')
   define.words(name('words'), DEFAULT['words'], '', **choices)
   define.words(
     name('may_be_none'), DEFAULT['may_be_none'], '', may_be_empty=True
@@ -73,7 +73,8 @@ def test_defaults_are_as_given(kind):
     ('path', '~', str(pathlib.Path.home())),
     ('path', '~/a', str(pathlib.Path.home() / 'a')),
     ('path', 'a/~', 'a/~'),
-    ('word', 'two', 'two'),
+    ('plugin', 'two', 'two'),
+    ('plugin', 'a b/ü.py', 'a b/ü.py'),
     ('words', 'two, one', ['two', 'one']),
     ('may_be_none', '', []),
     ('may_be_none', 'x,w4a8', ['x', 'w4a8']),
@@ -110,8 +111,9 @@ def test_what_can_be_used_is_read(kind, text, value):
     ('path', '~nobody-at-all/a', 'cannot expand'),
     ('path', 'a/' + 'x' * 256, 'over 255 bytes'),
     ('path', 'ü' * 128, 'over 255 bytes'),
-    ('word', '', "unknown word ''; the choices are one, two"),
-    ('word', 'ones', "unknown word 'ones'; the choices are one, two"),
+    ('plugin', '', "'' is no name"),
+    ('plugin', 'a\nb', 'is no name'),
+    ('plugin', '\x1b[31m', 'is no name'),
     ('words', 'one,three', "unknown word 'three'; the choices are one, two"),
     ('words', '', 'there are no test_words'),
     ('words', 'one,', "'' is no word"),

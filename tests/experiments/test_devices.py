@@ -51,9 +51,10 @@ def test_the_same_seed_gives_the_same_front(layouts):
 
 def test_devices_that_the_images_cannot_share_are_refused():
   code = (
-    'from nemo_jax import devices, base\n'
+    'from nemo_jax import InputError\n'
+    'from nemo_jax.core import devices\n'
     'try: devices.make_mesh(3)\n'
-    'except base.InputError as error: print(error)\n'
+    'except InputError as error: print(error)\n'
     'print(list(devices.make_mesh(2).shape.items()))'
   )
   refused, shape = run_here(code, 4).splitlines()

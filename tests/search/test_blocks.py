@@ -58,10 +58,10 @@ def test_blocks_under_vmap_are_made_for_each():
 
 
 def test_more_are_wanted_than_there_are_places():
-  assert blocks.wanted(np.int32(80)) == 90
-  assert blocks.wanted(np.int32(2)) == 2
-  assert blocks.wanted(np.int32(60), screened=True) == 120
-  assert blocks.wanted(np.int32(80), screened=True) == 144
-  assert blocks.wanted(np.int32(200), screened=True) == 300
+  assert blocks.num_proposals(np.int32(80)) == 90
+  assert blocks.num_proposals(np.int32(2)) == 2
+  assert blocks.num_proposals(np.int32(60), screened=True) == 120
+  assert blocks.num_proposals(np.int32(80), screened=True) == 144
+  assert blocks.num_proposals(np.int32(200), screened=True) == 300
   # Before there are any, all.
-  assert blocks.wanted(np.int32(0)) > 10**6
+  assert blocks.num_proposals(np.int32(0)) > 10**6

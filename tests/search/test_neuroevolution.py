@@ -13,11 +13,12 @@ from nemo_jax.core.types import InputError
 from nemo_jax.search import nemo, neuroevolution, policies
 from nemo_jax.search.problem import Feedback
 from tests.placement import placement_problem
+from tests.search import diaries
+from tests.search.compiling import quickly
 
 PLACES, GENERATIONS = 16, 3
 NETWORK = policies.GCN(num_choices=3, hidden=4)
-# Screening is tested elsewhere, and takes long to compile.
-PROBLEM = placement_problem().replace(costs=None)
+PROBLEM = placement_problem(7)
 GRAPH = policies.undirected(PROBLEM.graph)
 POLICY = neuroevolution.most_likely(PROBLEM, NETWORK)
 
@@ -26,14 +27,8 @@ def later(*names):
   return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# What takes time here is to compile.
-quickly = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
-
 @quickly
-def policies(members):
+def logits_of(members):
   """float32[P, N, K]: logits of every network, by its own definition."""
   weights = jax.vmap(neuroevolution.unravel(POLICY))(members)
   logits = jax.vmap(lambda w: NETWORK.apply(w, GRAPH))(weights)
@@ -52,14 +47,17 @@ def make(name, places=PLACES):
 @functools.cache
 def searched(name, generations):
   """The compiled step, and the states of a search with this species alone."""
-  kinds = (make(name),)
-  key = jax.random.key(0)
-  start = quickly(
-    lambda key: nemo.init(key, PROBLEM, kinds, PLACES, archive_size=128),
+  # Without a surrogate, which is not the subject and long to compile.
+  search = nemo.make(
+    PROBLEM,
+    diaries.fixed(make(name)),
+    PLACES,
+    surrogate=None,
+    partitions=4,
+    archive_size=64,
   )
-  step = quickly(
-    lambda key, state: nemo.step(key, state, PROBLEM, kinds),
-  )
+  key, step = jax.random.key(0), quickly(search.step)
+  start = quickly(search.init)
   states, metrics = [start(key)], []
   for _ in range(generations):
     state, measured = step(key, states[-1])
@@ -79,7 +77,7 @@ def check(name, generations):
     assert finite(private.asked)
     # Every place, of a survivor or of a spare, has the network behind it. A
     # choice that is forbidden is worth -inf.
-    logits = np.asarray(policies(private.members))
+    logits = np.asarray(logits_of(private.members))
     choices = np.asarray(state.population.choices)
     taken = np.take_along_axis(logits, choices[..., None], axis=-1)[..., 0]
     # No more than rounding can lie between two compiled programs.
@@ -99,7 +97,7 @@ def test_every_algorithm_searches(name):
   check(name, 15)
   # It does not ask the same for ever.
   states = searched(name, 15)[1]
-  first, last = (policies(states[i].species[0].asked) for i in (1, -1))
+  first, last = (logits_of(states[i].species[0].asked) for i in (1, -1))
   assert not np.array_equal(first.argmax(-1), last.argmax(-1))
 
 

@@ -1,4 +1,4 @@
-"""The additive estimate against brute force and against exact costs."""
+"""The additive prior against brute force and against exact costs."""
 
 import itertools
 
@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs, transform
-from nemo_jax.search import nemo, species
 from nemo_jax.search import prior as prior_lib
+from nemo_jax.search import progress, species
 from nemo_jax.search.problem import Prior
+from nemo_jax.tasks.cost_prior import make_prior
 from tests.additive import additive_problem
 from tests.placement import placement_problem
 
 WIDTHS = (2, 3, 5, 8)
-OTHERS = ('priced_gcn', 'direct')  # that start from an estimate
+OTHERS = ('priced_gcn', 'direct')  # that start from a prior
 cheapest = jax.jit(prior_lib.cheapest, static_argnames='hops')
 totals_of = jax.jit(jax.vmap(prior_lib.totals, in_axes=(None, 0)))
 
@@ -42,7 +43,7 @@ def table():
   return transform.inspect(Branches().apply, variables, images).costs
 
 
-def draw_estimate(seed, pairs, nodes=5, choices=3, priced=2):
+def draw_prior(seed, pairs, nodes=5, choices=3, priced=2):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return Prior(
@@ -61,7 +62,7 @@ def everything(nodes, choices):
 def test_costs_are_those_of_the_network_but_for_a_constant(table, names):
   rng = np.random.default_rng(0)
   shape = len(table.elements), len(WIDTHS)
-  known = costs.estimate(table, rng.normal(size=shape), WIDTHS, names)
+  known = make_prior(table, rng.normal(size=shape), WIDTHS, names)
   rows = rng.integers(0, len(WIDTHS), (20, shape[0]))
   found = np.asarray(totals_of(known, rows))
   bits = np.asarray(WIDTHS)[rows]
@@ -93,7 +94,7 @@ def test_costs_are_those_of_the_network_but_for_a_constant(table, names):
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**31 - 1))
 def test_on_trees_the_cheapest_is_the_cheapest(pairs, seed):
-  known = draw_estimate(seed, pairs)
+  known = draw_prior(seed, pairs)
   rng = np.random.default_rng(seed)
   prices = rng.exponential(size=2).astype(np.float32)
   shape = (5, 3) if seed % 2 else (5,)
@@ -113,7 +114,7 @@ def test_on_trees_the_cheapest_is_the_cheapest(pairs, seed):
 
 
 def test_where_pairs_form_a_ring_it_is_near():
-  known = draw_estimate(3, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0)])
+  known = draw_prior(3, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0)])
   rows, ones = everything(5, 3), np.ones(5, np.float32)
   price = totals_of(known, rows)
   price = np.asarray(price) @ [1, 1, 1]
@@ -129,8 +130,8 @@ def test_rounds_reach_across_the_largest_tree():
     ([(0, 1), (0, 2), (3, 4)], 2),
     ([(0, 1), (1, 2), (2, 3), (3, 4)], 4),
   ):
-    assert prior_lib.rounds(draw_estimate(0, pairs)) == expected
-  long = draw_estimate(0, [(i, i + 1) for i in range(29)], nodes=30)
+    assert prior_lib.rounds(draw_prior(0, pairs)) == expected
+  long = draw_prior(0, [(i, i + 1) for i in range(29)], nodes=30)
   assert prior_lib.rounds(long) == prior_lib.MOST_ROUNDS
 
 
@@ -167,7 +168,7 @@ def test_exchange_rates_are_where_the_choice_changes():
 
 
 @pytest.mark.parametrize('name', ['lagrangian', 'priced_gcn'])
-def test_without_an_estimate_it_says_what_is_missing(name):
+def test_without_a_prior_it_says_what_is_missing(name):
   problem = placement_problem(4)
   blind = problem.replace(prior=None)
   empty = problem.prior._replace(
@@ -181,7 +182,7 @@ def test_without_an_estimate_it_says_what_is_missing(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['lagrangian', *OTHERS])
-def test_the_first_generation_is_near_the_estimates_front(name):
+def test_the_first_generation_is_near_the_front_of_the_prior(name):
   problem = additive_problem()
   one = species.find(name)(problem, 32)
   asked, _ = jax.jit(one.ask)(jax.random.key(1), one.init(jax.random.key(0)))
@@ -190,7 +191,7 @@ def test_the_first_generation_is_near_the_estimates_front(name):
     jax.random.key(1), blind.init(jax.random.key(0))
   )
   price = jax.vmap(problem.evaluate, in_axes=(None, 0))
-  volume = lambda rows: nemo.hypervolume(problem, price(problem.data, rows))
+  volume = lambda rows: progress.hypervolume(problem, price(problem.data, rows))
   assert volume(asked) > 1.1 * volume(other)
 
 
@@ -198,4 +199,4 @@ def test_sensitivities_that_do_not_fit_are_refused(table):
   count = len(table.elements)
   for bad in (np.zeros((count, 3)), np.full((count, len(WIDTHS)), np.nan)):
     with pytest.raises(InputError, match='sensitivities have shape'):
-      costs.estimate(table, bad, WIDTHS, costs.NAMES)
+      make_prior(table, bad, WIDTHS, costs.NAMES)

@@ -1,4 +1,4 @@
-"""What every species keeps to, and how they are found by name."""
+"""What every species keeps to, in its protocol and in a search."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,29 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax import pareto
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array
 from nemo_jax.search import (
-  blocks,
   nemo,
   neuroevolution,
   policies,
+  progress,
   species,
   surrogate,
   variation,
 )
 from nemo_jax.search import prior as prior_lib
-from nemo_jax.search.problem import Feedback, Population, Species
-from tests.placement import brute_force_front, placement_problem
+from nemo_jax.search.problem import Population, Species
+from tests.placement import brute_force_front
+from tests.search.compiling import quickly
+from tests.search.feedbacks import CHOICES, NODES, PROBLEM, some_feedback
 
 PLACES, GENERATIONS = 16, 15
-# Screening is tested elsewhere, and takes long to compile.
-PROBLEM = placement_problem(7).replace(costs=None)
-NODES, CHOICES = PROBLEM.allowed.shape
-# What takes time here is to compile.
-quickly = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
+# They are told what a surrogate has learned, which takes long as well.
+TOLD = ('thompson',)
 
 
 def overheard(one: Species) -> Species:
@@ -63,17 +59,23 @@ class Search(NamedTuple):
 @functools.cache
 def search(name):
   """Jitted: the keys of the start and of the run to a whole `Search`."""
-  team = (overheard(species.find(name)(PROBLEM, PLACES)),)
+  whole = nemo.make(
+    PROBLEM,
+    [lambda *args: overheard(species.find(name)(*args))],
+    PLACES,
+    surrogate=surrogate.make if name in TOLD else None,
+    archive_size=64,
+  )
 
   @quickly
   def run(start, key):
     def generation(state, _):
-      state, metrics = nemo.step(key, state, PROBLEM, team)
+      state, metrics = whole.step(key, state)
       [(private, asked)] = state.species
       volume = metrics['hypervolume']
       return state, Search(state.population, private, asked, volume)
 
-    state = nemo.init(start, PROBLEM, team, PLACES, archive_size=64)
+    state = whole.init(start)
     return jax.lax.scan(generation, state, None, length=GENERATIONS)[1]
 
   return run
@@ -85,7 +87,7 @@ def searched(name, seed=0):
   return jax.tree.map(np.asarray, search(name)(key, key))
 
 
-# They begin with the front of the estimate, which has few points here.
+# They begin with the front of the prior, which has few points here.
 INFORMED = ('direct', 'floor', 'lagrangian', 'priced_gcn', 'thompson')
 # Much like others, and long to compile.
 LATER = ('floor', 'graph_unet')
@@ -103,27 +105,6 @@ def named(names):
 every_species = named(species.names())
 # Of the others there is none to inherit.
 with_genotypes = named([n for n in species.names() if n != 'thompson'])
-
-
-def some_feedback(own=None, source=None, asked=PLACES, places=PLACES):
-  everyone = np.ones(places, bool)
-  rank = jnp.arange(places, dtype=jnp.float32)
-  return Feedback(
-    population=Population(
-      choices=jnp.ones((places, NODES), jnp.int32),
-      objectives=jnp.ones((places, 3), jnp.float32),
-      species=jnp.zeros(places, jnp.int32),
-    ),
-    rank=rank,
-    own=jnp.asarray(everyone if own is None else own),
-    source=jnp.asarray(
-      np.arange(places) if source is None else source, jnp.int32
-    ),
-    fitness=jnp.arange(asked, dtype=jnp.float32),
-    learned=surrogate.learn(
-      PROBLEM, pareto.empty_population(surrogate.MEMORY, NODES, 3)
-    ),
-  )
 
 
 # The protocol.
@@ -147,7 +128,7 @@ def test_shapes_and_types_stay_as_they_are(name):
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(one.init, key)
   choices, asked = jax.eval_shape(one.ask, key, state)
-  feedback = jax.eval_shape(lambda: some_feedback(asked=len(choices)))
+  feedback = jax.eval_shape(lambda: some_feedback(PLACES, asked=len(choices)))
   told = jax.eval_shape(one.tell, key, asked, feedback)
   assert choices.shape[0] >= PLACES
   assert choices.shape[1:] == (NODES,)
@@ -162,36 +143,6 @@ def test_shapes_and_types_stay_as_they_are(name):
       assert leaf.shape == before.shape
       assert leaf.dtype == before.dtype
       assert not leaf.weak_type
-
-
-MANY = 400
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    name
-    if name in ('direct', 'gcn', 'thompson')
-    else pytest.param(name, marks=pytest.mark.slow)
-    for name in species.names()
-  ],
-)
-def test_of_many_places_a_species_fills_about_its_own(name):
-  one = species.find(name)(PROBLEM, MANY)
-  ask, tell = quickly(one.ask), quickly(one.tell)
-  keys = jax.random.split(jax.random.key(0), 4)
-  first, state = ask(keys[0], quickly(one.init)(keys[1]))
-  assert len(first) >= MANY
-  # At first it may have all places.
-  assert (first[-1] != first[0]).any() or (first[-2] != first[0]).any()
-  own = jnp.arange(MANY) < 20
-  feedback = some_feedback(own, asked=len(first), places=MANY)
-  then, _ = ask(keys[2], tell(keys[3], state, feedback))
-  made = 2 * blocks.BLOCK
-  np.testing.assert_array_equal(
-    then[made:], np.broadcast_to(then[0], then[made:].shape)
-  )
-  assert np.asarray(PROBLEM.allowed)[np.arange(NODES), then].all()
 
 
 @every_species
@@ -235,7 +186,9 @@ def test_genotypes_come_from_where_the_feedback_says(name):
   source = rng.integers(0, PLACES + asked, PLACES)
   source[:4] %= PLACES
   tell = quickly(one.tell)
-  told = tell(jax.random.key(3), state, some_feedback(own, source, asked))
+  told = tell(
+    jax.random.key(3), state, some_feedback(PLACES, own, source, asked)
+  )
   # Every state begins with the genotypes of the parents and the offspring.
   old, new, *_ = state
   assert (source[own] < PLACES).any()
@@ -293,7 +246,7 @@ def test_survivors_are_what_their_genotypes_say(name):
 @every_species
 def test_a_species_alone_is_a_whole_search(name):
   front = jnp.asarray(brute_force_front(PROBLEM))
-  best = float(nemo.hypervolume(PROBLEM, front))
+  best = float(progress.hypervolume(PROBLEM, front))
   # What is rounded down is at the highest choice in one point alone, and no
   # price is paid for overflow.
   low = {'floor': 0.6, 'lagrangian': 0.7, 'priced_gcn': 0.7}
@@ -315,87 +268,3 @@ def test_floor_never_chooses_above_direct():
     assert (floor <= direct).all()
     lower += (floor < direct).sum()
   assert lower > 0
-
-
-# Names.
-
-
-def test_an_unknown_species_lists_the_known():
-  with pytest.raises(InputError, match='nonsense') as caught:
-    species.find('nonsense')
-  message = str(caught.value)
-  assert '\n' not in message
-  assert all(name in message for name in species.names())
-
-
-@pytest.mark.parametrize(
-  ('name', 'words'),
-  [
-    ('direct:SNES', ['direct', 'no choice of algorithm']),
-    ('gcn:Nonsense', ['Nonsense', 'SNES', 'SSNE']),
-    ('', ['direct', 'gcn']),
-    (':SNES', ['direct', 'gcn']),
-  ],
-)
-def test_what_cannot_be_found_is_said_in_one_line(name, words):
-  with pytest.raises(InputError) as caught:
-    species.find(name)
-  message = str(caught.value)
-  assert '\n' not in message
-  assert all(word in message for word in words)
-
-
-@pytest.mark.parametrize('name', ['direct', 'lagrangian', 'thompson'])
-def test_a_species_has_more_for_a_surrogate_to_choose_from(name):
-  one = species.find(name)(PROBLEM, MANY)
-  tell = quickly(one.tell)
-  first, state = quickly(one.ask)(
-    jax.random.key(0), one.init(jax.random.key(1))
-  )
-  # 220 places: two blocks of a hundred rows do not hold twice as many.
-  feedback = some_feedback(
-    jnp.arange(MANY) < 220, asked=len(first), places=MANY
-  )
-  state = tell(jax.random.key(2), state, feedback)
-  made = []
-  for ask in (one.ask, one.ask_more):
-    rows = np.asarray(quickly(ask)(jax.random.key(3), state)[0])
-    # What was not made is a copy of the first row.
-    copies = (rows[::-1] == rows[0]).all(axis=1)
-    made.append(len(rows) - np.argmin(copies))
-  assert 220 <= made[0] < made[1]
-
-
-@pytest.mark.parametrize(
-  ('words', 'blind'),
-  [
-    (['paper'], True),
-    (['paper', 'boltzmann'], True),
-    (['direct'], False),
-    (['nemo'], False),
-  ],
-)
-def test_a_team_with_the_papers_is_blind(words, blind):
-  species.team(words)
-  assert species.is_blind(words) == blind
-
-
-@pytest.mark.parametrize('other', ['thompson', 'lagrangian', 'priced_gcn:SNES'])
-@pytest.mark.parametrize('first', [True, False])
-def test_the_papers_team_is_refused_beside_what_needs_sensitivities(
-  other, first
-):
-  words = ['paper', other] if first else [other, 'paper']
-  with pytest.raises(InputError, match=f'without sensit.*{other}') as caught:
-    species.team(words)
-  assert '\n' not in str(caught.value)
-
-
-def test_an_algorithm_stands_behind_the_colon():
-  one = species.find('gcn:SNES')(PROBLEM, PLACES)
-  state = jax.eval_shape(one.init, jax.random.key(0))
-  # SNES keeps a distribution, SSNE a population.
-  assert hasattr(state.algorithm, 'std')
-  assert not hasattr(state.algorithm, 'population')
-  choices, _ = jax.eval_shape(one.ask, jax.random.key(0), state)
-  assert choices.shape[1:] == (NODES,)

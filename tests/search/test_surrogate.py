@@ -13,7 +13,7 @@ from sklearn import gaussian_process
 from sklearn.gaussian_process import kernels
 
 from nemo_jax import pareto
-from nemo_jax.search import nemo, surrogate
+from nemo_jax.search import progress, screening, surrogate
 from nemo_jax.search.problem import Population
 from tests.placement import placement_problem
 
@@ -24,8 +24,8 @@ learn = jax.jit(surrogate.learn)
 believe = jax.jit(lambda *args: surrogate.believe(surrogate.learn(*args)))
 expect = jax.jit(surrogate.expect)
 draw_factors = jax.jit(surrogate.draw_factors, static_argnums=3)
-turns = jax.jit(
-  lambda key, belief, archive, rows, proposer, places, count: surrogate.turns(
+rounds = jax.jit(
+  lambda key, belief, archive, rows, proposer, places, count: surrogate.rounds(
     key, PROBLEM, belief, archive, rows, proposer, places, count
   ),
   static_argnums=6,
@@ -55,7 +55,7 @@ def expected(seen, rows):
 
 def logarithm(rows):
   """What `expect` foretells."""
-  scaled = nemo.scale_objectives(PROBLEM, score(PROBLEM.data, rows))[:, 0]
+  scaled = progress.scale(PROBLEM, score(PROBLEM.data, rows))[:, 0]
   return np.log(np.maximum(scaled, 0) + surrogate.FLOOR)
 
 
@@ -180,7 +180,7 @@ def test_points_are_spread_evenly(dimensions, seed):
 def choose(rows, proposer, places, count, seed=0, past=0):
   front = evaluated(placements(past, 20), 20)
   belief = believe(PROBLEM, evaluated(placements(past, MEMORY)))
-  found = turns(
+  found = rounds(
     jax.random.key(seed), belief, front, rows, proposer, places, count
   )
   return np.asarray(found)
@@ -202,7 +202,7 @@ def gained(front, rows):
   """Hypervolume with the rows beside the front."""
   values = score(PROBLEM.data, rows)
   return float(
-    nemo.hypervolume(PROBLEM, jnp.concatenate([front.objectives, values]))
+    progress.hypervolume(PROBLEM, jnp.concatenate([front.objectives, values]))
   )
 
 
@@ -219,7 +219,7 @@ def test_the_choice_gains_more_than_chance():
   assert np.mean(gains) > 0.005
 
 
-@pytest.mark.parametrize('count', [12, 3 * surrogate.ROUNDS])
+@pytest.mark.parametrize('count', [12, 3 * screening.ROUNDS])
 def test_the_choice_is_the_greedy_one(count, monkeypatch):
   """What is measured lazily is chosen as if all were measured every time."""
   rows = placements(17, 2 * count)
@@ -233,7 +233,7 @@ def test_the_choice_is_the_greedy_one(count, monkeypatch):
     jnp.full(3, count),
   )
   lazy, eager = (
-    jax.jit(functools.partial(surrogate.turns, count=count)) for _ in range(2)
+    jax.jit(functools.partial(surrogate.rounds, count=count)) for _ in range(2)
   )
   found = lazy(*args)
   monkeypatch.setattr(surrogate, 'MEASURED', len(rows))
@@ -247,20 +247,14 @@ def test_the_same_proposal_twice_is_chosen_once_before_others():
   assert len(np.unique(first, axis=0)) == 12
 
 
-@pytest.mark.parametrize('lacks', ['estimate', 'costs'])
-def test_without_an_estimate_or_costs_nothing_is_foretold(lacks):
-  assert surrogate.applies(PROBLEM)
-  assert not surrogate.applies(PROBLEM.replace(**{lacks: None}))
-
-
 def test_many_are_chosen_a_few_at_once():
-  count = 3 * surrogate.ROUNDS
+  count = 3 * screening.ROUNDS
   rows = placements(3, 2 * count)
   turn = choose(
     rows, jnp.zeros(len(rows), jnp.int32), jnp.array([count]), count
   )
   assert np.isfinite(turn).sum() == count
-  assert turn[np.isfinite(turn)].max() < surrogate.ROUNDS
+  assert turn[np.isfinite(turn)].max() < screening.ROUNDS
 
 
 @pytest.mark.parametrize('scale', [1e-4, 1, 1e4])
@@ -273,3 +267,41 @@ def test_losses_of_any_scale_are_finite(scale):
   drawn = draw_factors(jax.random.key(0), other, learn(other, seen), 4)
   for values in (found, drawn):
     assert jnp.isfinite(values).all()
+
+
+# As a part of a search.
+
+
+def test_without_a_prior_there_is_none():
+  assert surrogate.make(PROBLEM.replace(prior=None)) is None
+
+
+def test_it_picks_where_other_objectives_are_known_and_it_is_asked_to():
+  assert surrogate.make(PROBLEM).select is not None
+  assert surrogate.make(PROBLEM, screens=False).select is None
+  unknown = PROBLEM.replace(known_objectives=None)
+  assert surrogate.make(unknown).select is None
+
+
+def test_it_learns_from_what_is_evaluated_and_picks_by_it():
+  one = surrogate.make(PROBLEM)
+  rows = placements(0)
+  owner = jnp.zeros(ROWS, jnp.int32)
+  done = Population(rows, score(PROBLEM.data, rows), owner)
+  first, key = one.init(), jax.random.key(0)
+  state, learned = jax.jit(one.update)(key, first, done)
+  shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+  assert shapes(state) == shapes(first)
+  np.testing.assert_array_equal(state.seen.choices[-ROWS:], rows)
+  assert int(learned.known.sum()) == ROWS
+  new = placements(1)
+  np.testing.assert_allclose(
+    expect(PROBLEM, state.belief, new),
+    expected(evaluated(rows, surrogate.MEMORY), new),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  args = evaluated(rows, 20), new, owner, jnp.array([9]), 9
+  found = jax.jit(one.select, static_argnums=6)(key, state, *args)
+  np.testing.assert_array_equal(found, rounds(key, state.belief, *args))
+  assert np.isfinite(found).sum() == 9

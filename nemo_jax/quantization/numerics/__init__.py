@@ -1,1 +1,1 @@
-"""Bit-widths, grids, ranges, and the banks that hold them."""
+"""Bit-widths, codes, quantization ranges, and banks of them."""

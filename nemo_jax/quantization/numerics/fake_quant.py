@@ -1,32 +1,35 @@
-"""Uniform affine quantization with the bit-width as data."""
+"""Uniform affine fake quantization, with the bit-width as traced data."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
 
 from nemo_jax.core.types import Array
 from nemo_jax.quantization.numerics.widths import MAX_BITS, MIN_BITS
 
 
 class Grid(NamedTuple):
-  """What a quantizer can hold at one bit-width.
+  """The values that a quantizer can represent at one bit-width.
 
-  Codes are kept without their zero point, as the whole numbers that multiply
-  the scale: low to high, which are -z and 2^b - 1 - z.
+  Codes have their zero point z subtracted: they are the integers from `low`,
+  -z, to `high`, 2^b - 1 - z, and a code times the scale is the value.
   """
 
-  scale: Array  # broadcasts against the tensor, as do the others
-  low: Array
-  high: Array
-  identity: Array | None  # bool[]: anything goes; None where nothing does
+  scale: Float[Array, '...']  # broadcasts against the tensor, as the next two
+  low: Float[Array, '...']
+  high: Float[Array, '...']
+  # Whether the quantizer is switched off; None if it cannot be.
+  identity: Bool[Array, ''] | None
 
 
 @jax.custom_jvp
-def round_ste(x: Array) -> Array:
-  """Nearest integers (ties to even); the gradient passes straight through.
+def round_ste(x: Float[Array, '*s']) -> Float[Array, '*s']:
+  """Nearest integers, ties to even, with the straight-through gradient.
 
-  Bengio et al. 2013.
+  The gradient is that of the identity (Bengio et al. 2013).
   """
   return jnp.round(x)
 
@@ -36,26 +39,30 @@ def _round_ste_jvp(primals, tangents):
   return round_ste(*primals), tangents[0]
 
 
-def largest_code(bits: Array) -> Array:
-  """float32: the code 2^b - 1, the last of b bits. Exact, b at most 16."""
+def largest_code(bits: Int[ArrayLike, '*s']) -> Float[Array, '*s']:
+  """The largest code of b bits, 2^b - 1, as float32; exact up to 16 bits."""
   one = jnp.ones((), jnp.int32)
   bits = jnp.clip(bits, MIN_BITS, MAX_BITS).astype(jnp.int32)
   return (jnp.left_shift(one, bits) - 1).astype(jnp.float32)
 
 
 def grid(
-  scale: Array, zero_point: Array, bits: Array, max_bits: int | None = None
+  scale: Float[Array, '...'],
+  zero_point: Float[Array, '...'],
+  bits: Int[ArrayLike, ''],
+  max_bits: int | None = None,
 ) -> Grid:
-  """The grid of a quantizer.
+  """The values that a quantizer can represent at some bits.
 
-  Symmetric signed quantization is the case z = 2^(b-1), unsigned z = 0, so
-  one formula serves all; Jacob et al. 2018, equation 1.
+  Jacob et al. 2018, equation 1. Symmetric signed quantization is the case
+  z = 2^(b-1) and unsigned quantization the case z = 0 of one formula.
 
   Args:
-    scale: float32, positive.
-    zero_point: float32, an integer, so that 0.0 stays 0.0.
-    bits: int32[], traced or not. More than 16 makes it the identity.
-    max_bits: bits are never more; no identity is prepared for.
+    scale: positive; broadcasts against the tensor.
+    zero_point: an integer, so that 0.0 stays 0.0; broadcasts likewise.
+    bits: may be traced; more than 16 make the quantizer the identity.
+    max_bits: a promise that `bits` are never more, and so at most 16: the
+      identity is then left out of the program.
   """
   low, high = -zero_point, largest_code(bits) - zero_point
   if max_bits is not None:
@@ -64,30 +71,37 @@ def grid(
   return Grid(jnp.where(identity, 1.0, scale), low, high, identity)
 
 
-def encode(x: Array, grid: Grid) -> Array:
-  """Codes of x less the zero point, whole numbers held in float32.
+def encode(x: Shaped[ArrayLike, '...'], grid: Grid) -> Float[Array, '...']:
+  """Codes of x minus the zero point: integers, in float32 or wider.
 
-  Gradients stop where x is clipped, as in LSQ (Esser et al. 2020).
+  Where the quantizer is switched off they are x itself. The gradient is zero
+  where x is clipped, as in LSQ (Esser et al. 2020).
   """
+  x = jnp.asarray(x)
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  # One division a quantizer: by a scale for each value, it would take longer
-  # than all the rest.
+  # The scales are divided, not the values: a division for each value would take
+  # longer than everything else here.
   steps = jnp.clip(x * (1 / grid.scale), grid.low, grid.high)
   codes = round_ste(steps)
   return codes if grid.identity is None else jnp.where(grid.identity, x, codes)
 
 
-def fake_quant(x: Array, scale: Array, zero_point: Array, bits: Array) -> Array:
-  """What b bits can hold of x: quantized and dequantized, in x's dtype.
+def fake_quant(
+  x: Float[Array, '...'],
+  scale: Float[Array, '...'],
+  zero_point: Float[Array, '...'],
+  bits: Int[ArrayLike, ''],
+) -> Float[Array, '...']:
+  """x quantized to b bits and dequantized again, in the type of x.
 
-  Gradients go straight through the rounding and stop where x is clipped;
-  those of scale are the ones of LSQ (Esser et al. 2020) by construction.
+  The gradient passes straight through the rounding and is zero where x is
+  clipped; that of the scale is therefore the one of LSQ (Esser et al. 2020).
 
   Args:
     x: any shape.
-    scale: broadcasts against x; positive.
-    zero_point: broadcasts against x; an integer, so that 0.0 stays 0.0.
-    bits: int32[], traced or not. More than 16 leaves x as it is.
+    scale: positive; broadcasts against x.
+    zero_point: an integer, so that 0.0 stays 0.0; broadcasts against x.
+    bits: may be traced; more than 16 leave x as it is.
   """
   held = grid(scale, zero_point, bits)
   return (encode(x, held) * held.scale).astype(x.dtype)

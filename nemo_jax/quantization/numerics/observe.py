@@ -1,4 +1,4 @@
-"""Histograms of what quantizers see, exact over any number of images."""
+"""Histograms of the values of tensors, exact over any number of examples."""
 
 import functools
 from collections.abc import Sequence
@@ -6,23 +6,31 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike as NumberLike
+from jaxtyping import Float, Int, Num, Shaped, UInt
 
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 
 BINS = 2048
-# Weights that are added up in float32 one after the other.
+# Number of weights that are summed in float32 at once.
 _BLOCK = 2**16
 
 
-def count(values: Array, low: Array, high: Array) -> Array:
-  """uint32[BINS]: how many values lie in each equal part of [low, high].
+def count(
+  values: Shaped[Array, '...'],
+  low: Num[NumberLike, ''],
+  high: Num[NumberLike, ''],
+) -> UInt[Array, ' bins']:
+  """Number of values in each of BINS equal bins of [low, high], uint32.
 
-  Exact for one call; the sum of several may not fit, see `total`.
+  Values beyond the ends count in the first or last bin. Exact for one call; the
+  sum of several may not fit into 32 bits, see `total`.
 
   Args:
     values: any shape.
-    low: of the first part.
-    high: of the last.
+    low: lower end of the first bin.
+    high: upper end of the last bin.
 
   Raises:
     InputError: there are 2^32 values or more.
@@ -33,30 +41,35 @@ def count(values: Array, low: Array, high: Array) -> Array:
   return counts.at[_bins(values, low, high).ravel()].add(1)
 
 
-def _bins(values: Array, low: Array, high: Array) -> Array:
-  """int32[...]: in which equal part of [low, high] each value lies."""
+def _bins(
+  values: Array, low: NumberLike, high: NumberLike
+) -> Int[Array, '...']:
+  """The bin of [low, high] that each value is in, int32."""
   width = jnp.where(high > low, high - low, 1)
   index = (values.astype(jnp.float32) - low) / width * BINS
   return jnp.clip(index.astype(jnp.int32), 0, BINS - 1)
 
 
 def histogram(
-  values: Array, low: Array, high: Array, weights: Array | None = None
-) -> Array:
-  """[BINS]: how much lies in each equal part of [low, high].
+  values: Shaped[Array, '...'],
+  low: Num[NumberLike, ''],
+  high: Num[NumberLike, ''],
+  weights: Num[NumberLike, '...'] | None = None,
+) -> Float[ArrayLike, ' bins']:
+  """Total weight of the values in each of BINS equal bins of [low, high].
 
-  Floats, so that sums of many calls never wrap; those of values without
-  weights are of 64 bits, and exact, outside of traced functions.
+  Floats, so that sums of many calls do not overflow: float64 without weights,
+  which is exact; float32 with weights, and in traced functions.
 
   Args:
     values: any shape.
-    low: of the first part.
-    high: of the last.
-    weights: broadcasts against the values: what each counts; 1 if absent.
+    low: lower end of the first bin.
+    high: upper end of the last bin.
+    weights: weight of each value, broadcasts against the values; 1 if absent.
   """
   if weights is None:
     counts = count(values, low, high)
-    if isinstance(counts, jax.core.Tracer):
+    if isinstance(counts, Tracer):
       return counts.astype(jnp.float32)
     return np.asarray(counts, np.float64)
   index = _bins(values, low, high)
@@ -67,37 +80,39 @@ def histogram(
     for x in (index, weights)
   ]
 
-  # A sum stops growing where what is added is too small beside it.
+  # In one long sum, small weights would vanish beside a large total.
   def add(total, block):
     index, weights = block
     part = jnp.zeros(BINS, jnp.float32).at[index].add(weights)
-    # XLA would add to the total one by one.
+    # Without the barrier XLA adds the weights to the total one by one.
     return total + jax.lax.optimization_barrier(part), None
 
   return jax.lax.scan(add, jnp.zeros(BINS, jnp.float32), blocks)[0]
 
 
-def total(counts: Sequence[Array]) -> Array:
-  """The sum of counts [BINS], in shares that fit 32 bits.
+def total(
+  counts: Sequence[Num[ArrayLike, ' bins']],
+) -> Num[ArrayLike, ' bins']:
+  """The sum of histograms, scaled to fit int32; float32 if they are traced.
 
-  int32, of up to 2^53 values. They are divided by what all have in common, so
-  that a range does not depend on how often a sample was seen; where that is
-  not enough, so that the share of what lies below each end of a bin is right to
-  2^-31. While they are traced, float32.
+  The sum, of up to 2^53 values, is divided by the greatest common divisor of
+  its bins, so that a range does not depend on how often a sample was seen. If
+  that does not fit, it is scaled such that the share of the values below each
+  end of a bin is right to 2^-31.
 
   Args:
-    counts: from `count`, or what `histogram` made without weights.
+    counts: from `count`, or from `histogram` without weights.
   """
-  if any(isinstance(x, jax.core.Tracer) for x in counts):
+  if any(isinstance(x, Tracer) for x in counts):
     return functools.reduce(jnp.add, [x.astype(jnp.float32) for x in counts])
   return fitted(np.sum([np.asarray(x, np.int64) for x in counts], axis=0))
 
 
-def fitted(counts: np.ndarray) -> np.ndarray:
-  """int32[...], in proportion to int64[...]."""
+def fitted(counts: Int[np.ndarray, '*s']) -> Int[np.ndarray, '*s']:
+  """Integers of 64 bits scaled to fit int32; see `total`."""
   counts = counts // max(np.gcd.reduce(counts.ravel()), 1)
   below = np.cumsum(counts.ravel())
-  # Not the counts but their sums are rounded, lest the errors add up.
+  # Cumulative sums are rounded, not counts, so that no error accumulates.
   most = np.iinfo(np.int32).max
   if below.size and below[-1] > most:
     below = np.round(below * (most / below[-1])).astype(np.int64)

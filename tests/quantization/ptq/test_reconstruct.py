@@ -1,7 +1,6 @@
 """The bank: codes on their grids, never worse than rounding, used as stored."""
 
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -44,16 +43,7 @@ def network():
   images = draw(0, 24, 16, 16, 3)
   images = images + np.roll(images, 1, 1) + np.roll(images, 1, 2) + 0.5
   model = Network()
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1])
-  # As Flax draws them, but not one by one: that takes seconds to compile.
-  variables = jax.tree.map(
-    lambda x: (
-      jnp.asarray(draw(x.size, *x.shape) * math.prod(x.shape[:-1]) ** -0.5)
-      if x.ndim > 1
-      else jnp.zeros(x.shape)
-    ),
-    shapes,
-  )
+  variables = model.init(jax.random.key(0), images[:1])
   quantized = quantize(
     model.apply, variables, images, calibration='least_squares'
   )
