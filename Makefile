@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
   && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: search test test-slow types format clean
+.PHONY: search test test-slow types format docs clean
 
 search: .venv/ready
 	$(BIN)/python -m experiments.search $(ARGS)
@@ -27,6 +27,9 @@ format: .venv/ready-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf .venv
 
@@ -40,4 +43,8 @@ clean:
 
 .venv/ready-tests: .venv/ready tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
+	touch $@
+
+.venv/ready-docs: .venv/ready docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
 	touch $@

@@ -136,7 +136,8 @@ def make_runs(server: Server, folder: pathlib.Path) -> dict[str, Ending]:
     shutil.copytree(live / 'run', folder / case / 'finished')
     # As a kill leaves it that comes before the last checkpoint.
     half = folder / case / 'half'
-    keep_out = shutil.ignore_patterns('front.json', '*.png', str(GENERATIONS))
+    ended = 'front.json', 'bank.npz', '*.png', str(GENERATIONS)
+    keep_out = shutil.ignore_patterns(*ended)
     shutil.copytree(live / 'run', half, ignore=keep_out)
     endings[case] = run(server, live, case)
     shutil.rmtree(live / 'run')

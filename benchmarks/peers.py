@@ -18,6 +18,7 @@ wants a convolution's weight and input to have the same width.
 """
 
 import copy
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -29,12 +30,12 @@ import qwix
 import torch
 import tqdm
 from absl import flags
-from absl.testing import flagsaver
 
 from benchmarks import measure, torch_quantization
-from experiments import options
+from experiments import flags as shared
 from experiments.launch import launch
-from nemo_jax import workloads
+from nemo_jax import pipeline, workloads
+from nemo_jax.config import Config
 from nemo_jax.core.types import Array, InputError
 from nemo_jax.models import weights
 from nemo_jax.quantization.numerics import widths as widths_lib
@@ -43,7 +44,7 @@ from nemo_jax.tasks import objectives, scoring
 from nemo_jax.workloads import _pretrained
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(shared)
 
 Widths = dict[str, tuple[int, int]]  # of weight and input, by layer
 Logits = Callable[[np.ndarray], Array]  # of uint8 images
@@ -248,17 +249,16 @@ def top1(logits: Logits | None, images, labels, name: str) -> float | None:
 
 
 def own_top1(
-  workload: workloads.Workload, bits: np.ndarray, steps: Sequence[str]
+  workload: workloads.Workload, bits: np.ndarray, config: Config
 ) -> list[float]:
-  """Accuracies of this project's quantization after steps of reconstruction."""
-  with flagsaver.flagsaver(reconstruct=list(steps)):
-    quantized = options.quantize_workload(workload)
+  """Accuracies of this project's quantization."""
+  quantized = pipeline.quantize_network(workload, config, shared.cache())
   scores = scoring.accuracy(
     quantized,
     workload.variables,
     *workload.test,
     bits,
-    images_at_once=options.images_at_once(quantized),
+    images_at_once=pipeline.images_at_once(quantized.structure, config),
   )
   return scores[:, 0].tolist()
 
@@ -280,10 +280,11 @@ def run() -> None:
     raise InputError(f'--workload is {FLAGS.workload}; the choices are {known}')
   if FLAGS.extra_ops:
     raise InputError('the peers quantize no more: leave --extra_ops away')
-  structure = options.inspect_network()
+  config = shared.config()
+  structure = shared.inspect_network()
   layers = structure.operations
   configurations = {w: widths_of(w, layers) for w in FLAGS.configurations}
-  workload = options.load_workload(search_images=0)
+  workload = shared.load_workload(search_images=0)
   columns = {}
   for name in FLAGS.peers:
     peer = PEERS[name](workload)
@@ -295,10 +296,10 @@ def run() -> None:
     bits_of(widths, layers, structure.quantizers)
     for widths in configurations.values()
   ]
-  steps = FLAGS.reconstruct
-  columns['ours, ranges alone'] = own_top1(workload, np.stack(bits), [])
-  if steps:
-    columns['ours'] = own_top1(workload, np.stack(bits), steps)
+  plain = dataclasses.replace(config, reconstruct=())
+  columns['ours, ranges alone'] = own_top1(workload, np.stack(bits), plain)
+  if config.reconstruct:
+    columns['ours'] = own_top1(workload, np.stack(bits), config)
   print(
     f'{workload.name}: top-1 accuracy in % on {len(workload.test.labels)} '
     f'images; PyTorch {torch.__version__}, Qwix {qwix.__version__}'

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import tqdm
+from absl import flags as absl_flags
 
 from experiments import define, flags
 from experiments.launch import launch
@@ -24,6 +25,17 @@ from nemo_jax.core.types import InputError
 from nemo_jax.search import nemo, neuroevolution, policies
 from nemo_jax.search.problem import Problem
 from nemo_jax.search.species import priced_gcn
+
+absl_flags.adopt_module_key_flags(flags)
+
+define.whole('source_budget', 1000, 'evaluations on the digits', 2)
+define.whole('budget', 200, 'evaluations of the workload', 2)
+define.whole(
+  'population', 20, 'evaluations of a generation', *define.POPULATIONS
+)
+define.words(
+  'seeds', ['0', '1', '2', '3', '4'], 'one run each', numbers=define.SEEDS
+)
 
 OBJECTIVES = ('divergence', 'size', 'bit_operations')
 

@@ -100,12 +100,13 @@ def quantize_network(
   if cache is None:
     return make()
   sites = quantized.analysis.sites
+  weights = jax.eval_shape(quantized.weights, workload.variables)
   settings = sorted(config.reconstruct), sites
   key = _key(workload.variables, images, quantized.bank, settings)
 
   def parse(columns):
     bank = bank_lib.from_columns(columns)
-    bank_lib.check_fits(bank, quantized.bank, sites)
+    bank_lib.check_fits(bank, quantized.bank, sites, weights)
     return quantized.with_bank(bank)
 
   path = files.local(cache) / 'banks' / f'{key}.npz'

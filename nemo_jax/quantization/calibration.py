@@ -1,13 +1,13 @@
-"""Calibration: what quantizers see of the inputs, and the ranges from it."""
+"""Calibration: observed values of tensors, and the ranges from them."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from nemo_jax.core.types import Array, PyTree
+from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.quantization.backend import lowering as lowering_lib
 from nemo_jax.quantization.numerics import observe as observe_lib
 from nemo_jax.quantization.numerics import ranges
@@ -15,30 +15,32 @@ from nemo_jax.quantization.trace import execution, tracing
 from nemo_jax.quantization.trace.analysis import Quantizer
 
 
+@runtime_checkable
 class Collect(Protocol):
-  """Something of every quantized operand, merged by quantizer."""
+  """A function that computes something of every quantized operand."""
 
   def __call__(
     self,
-    of: Callable[[int, Array], Any],
+    of: Callable[[int, ArrayLike], Any],
     merge: Callable[[Any, Any], Any],
     variables: PyTree,
     inputs: PyTree,
+    /,
   ) -> dict[int, Any]:
-    """Returns of(quantizer, value) by quantizer; where it is None, nothing.
+    """Returns {quantizer: of(quantizer, value)}, without those that are None.
 
     Args:
       of: pure function of the quantizer's index and an operand.
-      merge: joins what several operands of one quantizer gave.
+      merge: combines the results of several operands of one quantizer.
       variables: of the function.
-      inputs: arrays [B, ...].
+      inputs: a pytree of arrays [B, ...].
     """
 
 
 def collector(
   function: tracing.Apply, extra_ops: Sequence[str], lowering: str
 ) -> Collect:
-  """Runs the float function to see its operands; arguments of `quantize`."""
+  """A `Collect` that runs a function in float; arguments as for `quantize`."""
   product = lowering_lib.LOWERINGS[lowering]
 
   def collect(of, merge, variables, inputs):
@@ -63,14 +65,20 @@ def observe(
   quantizers: Sequence[Quantizer],
   variables: PyTree,
   chunks: Sequence[PyTree],
-) -> tuple[dict[int, Array], dict[int, Array]]:
-  """What calibration needs to see, by the index of the quantizer.
+) -> tuple[dict[int, ArrayLike], dict[int, ArrayLike]]:
+  """Bounds and histograms of activations, by the index of the quantizer.
 
-  Two passes over the inputs: one for bounds, one for what lies between.
+  Two passes over the inputs: one for the bounds, one for the histograms.
+
+  Args:
+    collect: from `collector`.
+    quantizers: of the function.
+    variables: of the function.
+    chunks: inputs, each a pytree of arrays [B, ...].
 
   Returns:
-    [2] bounds of activations, the least value and the negative of the greatest;
-    their histograms.
+    Bounds [2], the least value and the negative of the greatest; and counts
+    [observe.BINS] of the values between them.
   """
 
   def bounds(index, value):
@@ -101,19 +109,29 @@ def find_ranges(
   quantizers: Sequence[Quantizer],
   method: str,
   scheme: str,
-  percentile: float,
+  percentile: float | int,
   weights: dict[int, Array],
-  limits: dict[int, Array],
-  counts: dict[int, Array],
+  limits: dict[int, ArrayLike],
+  counts: dict[int, ArrayLike],
 ) -> tuple[ranges.Range, ...]:
-  """The range of every quantizer, from what `observe` returned."""
+  """The range of every quantizer.
+
+  Args:
+    quantizers: of the function.
+    method: one of `ranges.METHODS`.
+    scheme: of weights, one of `ranges.SCHEMES`.
+    percentile: for the method `percentile`, per cent of the values in range.
+    weights: values of weights, by the index of the quantizer.
+    limits: bounds of activations, from `observe`.
+    counts: their histograms, from `observe`.
+  """
   found = {
     index: ranges.weight_range(
       weight, quantizers[index].channel_axes, method, scheme, percentile
     )
     for index, weight in weights.items()
   }
-  # Activations are alike once they are histograms, so one program does all.
+  # Histograms have one shape, so one program finds the ranges of all.
   one = lambda limit, count: ranges.activation_range(
     limit[0], -limit[1], count, method, percentile
   )

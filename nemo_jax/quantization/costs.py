@@ -1,9 +1,10 @@
-"""What a configuration of bit-widths costs: model size and bit-operations."""
+"""Costs of a configuration of bit-widths: model size and BitOps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from nemo_jax.core.types import Array
 from nemo_jax.quantization.numerics.widths import (
@@ -17,17 +18,20 @@ NAMES = ('size', 'bit_operations', 'bit_operations_larger')
 
 
 class Costs(NamedTuple):
-  """Counts that do not depend on the bits, as exact NumPy integers."""
+  """Counts that costs are computed from, as exact integers.
 
-  elements: np.ndarray  # [N] int64, weights stored; 0 for an activation
+  They do not depend on the bits. Of N quantizers and O products.
+  """
+
+  elements: Int[np.ndarray, ' N']  # int64, weights stored; 0 for an activation
   overhead_bits: int  # scales, zero points and all that stays in float
   parameters: int  # of the float network
-  macs: np.ndarray  # [O] int64, of each operation, for one image
-  operands: np.ndarray  # [O, 2] int32, the quantizers it multiplies
+  macs: Int[np.ndarray, ' O']  # int64, of each product for one example
+  operands: Int[np.ndarray, 'O 2']  # int32, the two quantizers it multiplies
 
 
 def _parameters(stored: analysis_lib.Stored) -> int:
-  """Floating-point numbers in an array; complex ones are two."""
+  """Number of floating-point numbers in an array; a complex one is two."""
   if jnp.issubdtype(stored.dtype, jnp.complexfloating):
     return 2 * stored.elements
   is_float = jnp.issubdtype(stored.dtype, jnp.floating)
@@ -37,19 +41,18 @@ def _parameters(stored: analysis_lib.Stored) -> int:
 def count(
   analysis: analysis_lib.Analysis, affine_weights: bool = False
 ) -> Costs:
-  """The costs of an analyzed network.
+  """The counts that costs of an analyzed network are computed from.
 
-  Stored are: every quantized weight in its bit-width; a 32-bit scale for each
-  of its channels and for each activation; a 32-bit zero point beside each
+  A network stores: every quantized weight in its bit-width; a 32-bit scale for
+  each of its channels and for each activation; a 32-bit zero point beside each
   scale of an affine quantizer; every other parameter (biases, norms, arrays
-  that the function captured) in 32 bits; and whole numbers, such as indices, in
-  the bits of their type. Variables that the function does not read are not
-  stored.
+  that the function captured) in 32 bits; and integers, such as indices, in the
+  bits of their type. Variables that the function does not read are not stored.
 
   Args:
     analysis: from `analysis.analyze`.
-    affine_weights: weights have one scale a tensor and a zero point, not a
-      scale for each channel.
+    affine_weights: whether a weight has one scale and a zero point for the
+      tensor, rather than a scale for each channel.
   """
   quantizers = analysis.quantizers
   elements = [q.elements if q.is_weight else 0 for q in quantizers]
@@ -75,37 +78,43 @@ def count(
   )
 
 
-def _stored_bits(costs: Costs, bits: Array) -> Array:
-  """int32[N]: what a number of each tensor takes, 32 where it is in float."""
+def _stored_bits(costs: Costs, bits: Any) -> Int[Array, ' N']:
+  """Bits of one value of each tensor, int32; 32 where it is in float."""
   bits = check_bits(bits, len(costs.elements))
   return jnp.where(bits > MAX_BITS, FLOAT_BITS, bits)
 
 
-def model_size(costs: Costs, bits: np.ndarray) -> int:
-  """Bits that the network takes on disk, exact; see `count` for what counts."""
+def model_size(costs: Costs, bits: Any) -> int:
+  """Model size in bits, exact; see `count` for what is stored.
+
+  Args:
+    costs: from `count`.
+    bits: integers [N], see `widths.check_bits`.
+  """
   stored = np.asarray(_stored_bits(costs, bits), np.int64)
   return int(costs.elements @ stored) + costs.overhead_bits
 
 
-def size_ratio(costs: Costs, bits: Array) -> Array:
-  """float32[]: `model_size` over the 32-bit parameters; traceable."""
+def size_ratio(costs: Costs, bits: Any) -> Float[Array, '']:
+  """`model_size` relative to the parameters in 32 bits, float32; traceable.
+
+  Arguments as for `model_size`.
+  """
   total = FLOAT_BITS * costs.parameters
   share = jnp.asarray(costs.elements / total, jnp.float32)
   bits = _stored_bits(costs, bits)
   return jnp.sum(share * bits) + jnp.float32(costs.overhead_bits / total)
 
 
-def bit_operations(
-  costs: Costs, bits: np.ndarray, precision: str = 'product'
-) -> int:
-  """Bit-operations of one image, exact.
+def bit_operations(costs: Costs, bits: Any, precision: str = 'product') -> int:
+  """BitOps of one example, exact.
 
   Args:
     costs: from `count`.
-    bits: int[N].
-    precision: `product`, MACs x weight bits x activation bits, as in the
-      published tables; or `larger`, MACs x the larger of the two, the reading
-      of NEMO (arXiv 2106.07611) that agrees with its figures.
+    bits: integers [N], see `widths.check_bits`.
+    precision: `product`, MACs x weight bits x activation bits, as in published
+      tables; or `larger`, MACs x the larger of the two, the definition with
+      which the figures of NEMO (arXiv 2106.07611) are reproduced.
   """
   stored = np.asarray(_stored_bits(costs, bits), np.int64)
   pair = stored[costs.operands]
@@ -114,9 +123,12 @@ def bit_operations(
 
 
 def bit_operation_ratio(
-  costs: Costs, bits: Array, precision: str = 'product'
-) -> Array:
-  """float32[]: `bit_operations` over those of 32-bit floats; traceable."""
+  costs: Costs, bits: Any, precision: str = 'product'
+) -> Float[Array, '']:
+  """`bit_operations` relative to those in 32 bits, float32; traceable.
+
+  Arguments as for `bit_operations`.
+  """
   stored = _stored_bits(costs, bits).astype(jnp.float32)
   pair = stored[costs.operands] / FLOAT_BITS
   factor = {'product': pair.prod(axis=1), 'larger': pair.max(axis=1)}

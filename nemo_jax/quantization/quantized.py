@@ -1,14 +1,14 @@
-"""`Quantized`: a function that runs at any bit-widths."""
+"""`Quantized`: a function that runs at any bit-widths, and its encoding."""
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.core.types import Array, PyTree
+from nemo_jax.core.types import ArrayLike, PyTree
 from nemo_jax.quantization.backend import fusion, lowering
 from nemo_jax.quantization.costs import Costs
 from nemo_jax.quantization.numerics import fake_quant
@@ -22,24 +22,35 @@ from nemo_jax.quantization.trace.analysis import Analysis, Quantizer, Site
 from nemo_jax.quantization.trace.operations import Operation
 
 
+@runtime_checkable
 class Visit(Protocol):
-  """What to put in the place of an operand that is quantized."""
+  """A replacement of the operands that are quantized."""
 
-  def __call__(self, site: Site, value: Array) -> tuple[Array, Array | None]:
-    """Returns an operand, and what to add to its product, or None.
+  def __call__(
+    self, site: Site, value: ArrayLike, /
+  ) -> tuple[ArrayLike, ArrayLike | None]:
+    """Returns an operand, and what to add to its product or None.
 
-    The summand is laid out as the scale of the operand.
+    The summand has the shape of the operand's scale.
     """
 
 
 @flax.struct.dataclass
 class Encoded:
-  """What a network at certain bits is before it sees an input."""
+  """A network encoded at some bits, ready to run on inputs.
 
-  grids: tuple[fake_quant.Grid, ...]  # one a quantizer
-  codes: dict[Site, Array]  # of weights, where they are used
-  shifts: dict[Site, Array]
-  equalizers: dict[Site, Array]  # see `Bank`
+  Attributes:
+    grids: N `fake_quant.Grid`s, one for each quantizer.
+    codes: {site: codes of the weight that is used there}, floats.
+    shifts: {site: what is added to the product of the weight}, see `Bank`.
+    equalizers: {site: what an activation is multiplied by}, see `Bank`.
+    max_bits: a promise that no bits are more; None without.
+  """
+
+  grids: tuple[Any, ...]
+  codes: dict[Any, Any]
+  shifts: dict[Any, Any]
+  equalizers: dict[Any, Any]
   max_bits: int | None = flax.struct.field(pytree_node=False)
 
 
@@ -49,10 +60,11 @@ class Quantized:
 
   Attributes:
     function: the network as it was given.
-    extra_ops: of `operations.OPTIONAL_KINDS`, quantized beside products.
+    extra_ops: kinds of `operations.OPTIONAL_KINDS` that are quantized besides
+      products.
     lowering: a name of `lowering.LOWERINGS`.
-    trace: of the function, for two examples.
-    structure: what the trace tells.
+    trace: trace of the function for two examples.
+    structure: quantizers, graphs and costs.
     bank: ranges and codes of every quantizer, for every bit-width.
   """
 
@@ -70,12 +82,12 @@ class Quantized:
 
   @property
   def operations(self) -> tuple[Operation, ...]:
-    """What consumes quantized tensors, in order of execution."""
+    """Operations that consume quantized tensors, in order of execution."""
     return self.structure.operations
 
   @property
   def costs(self) -> Costs:
-    """What model size and bit-operations are counted from."""
+    """Counts that model size and BitOps are computed from."""
     return self.structure.costs
 
   @property
@@ -85,7 +97,7 @@ class Quantized:
 
   @property
   def fixed(self) -> tuple[str, ...]:
-    """Products that are no layers: with what is computed, not stored."""
+    """Matrix products that are no layers; see `Structure`."""
     return self.structure.fixed
 
   @property
@@ -95,7 +107,7 @@ class Quantized:
 
   @property
   def analysis(self) -> Analysis:
-    """What is quantized in `program`, and where."""
+    """The quantizers of `program`, and the operands that they apply to."""
     return self.trace.analysis
 
   def with_bank(self, bank: Bank) -> 'Quantized':
@@ -106,7 +118,7 @@ class Quantized:
     self,
     variables: PyTree,
     inputs: PyTree,
-    bits: Array,
+    bits: Any,
     bank: Bank | None = None,
     max_bits: int | None = None,
   ) -> PyTree:
@@ -115,9 +127,10 @@ class Quantized:
     Args:
       variables: of the function.
       inputs: a pytree of arrays [B, ...].
-      bits: int32[N]; more than 16 leave a tensor in float.
-      bank: in place of the own.
-      max_bits: a promise that no bits are more; static.
+      bits: integers [N]; more than 16 leave a tensor in float.
+      bank: ranges and codes to use in place of `self.bank`.
+      max_bits: a promise that no bits are more; bits are clipped to it. It is
+        static under `jax.jit`.
 
     Raises:
       InputError: variables or bits do not fit the function.
@@ -128,13 +141,13 @@ class Quantized:
   def encode(
     self,
     variables: PyTree,
-    bits: Array,
+    bits: Any,
     bank: Bank | None = None,
     max_bits: int | None = None,
   ) -> Encoded:
-    """What depends on the bits and not on the inputs.
+    """The network encoded at a configuration, to be run on any inputs.
 
-    It is computed once for all inputs. Arguments as for `apply`.
+    Arguments and errors are those of `apply`.
     """
     bank = self.bank if bank is None else bank
     tracing.check_variables(variables, self.program)
@@ -157,7 +170,13 @@ class Quantized:
     return Encoded(grids, codes, shifts, equalizers, max_bits)
 
   def run(self, variables: PyTree, inputs: PyTree, encoded: Encoded) -> PyTree:
-    """The outputs of the function, at what `encode` returned."""
+    """The outputs of the function at a configuration.
+
+    Args:
+      variables: of the function.
+      inputs: a pytree of arrays [B, ...].
+      encoded: from `encode`.
+    """
     narrow = (encoded.max_bits or np.inf) <= widths_lib.NARROW_BITS
     products = lowering.LOWERINGS[self.lowering]
     product = functools.partial(products, narrow=narrow)
@@ -167,8 +186,14 @@ class Quantized:
       forward = fusion.on_gpu(of_codes, forward)
     return forward(variables, inputs, encoded)
 
-  def _run_by(self, product, variables, inputs, encoded) -> PyTree:
-    """`run` by one way to multiply."""
+  def _run_by(
+    self,
+    product: execution.Product,
+    variables: PyTree,
+    inputs: PyTree,
+    encoded: Encoded,
+  ) -> PyTree:
+    """The outputs of `run` with one way to compute products."""
 
     def visit(site, value):
       grid = encoded.grids[site.quantizer]
@@ -183,12 +208,12 @@ class Quantized:
   def map_operands(
     self, variables: PyTree, inputs: PyTree, visit: Visit | None = None
   ) -> PyTree:
-    """The outputs of the float function, its quantized operands replaced.
+    """The outputs of the float function with quantized operands replaced.
 
     Args:
       variables: of the function.
       inputs: a pytree of arrays [B, ...].
-      visit: what to put in the place of each operand; nothing if absent.
+      visit: the replacement; operands stay as they are if it is None.
     """
 
     def place(site, value):
@@ -201,12 +226,12 @@ class Quantized:
     product = lowering.LOWERINGS[self.lowering]
     return execution.run(trace, product, variables, inputs, place)
 
-  def weights(self, variables: PyTree) -> dict[Site, Array]:
-    """The weights that are quantized, as they are where they are used."""
+  def weights(self, variables: PyTree) -> dict[Site, ArrayLike]:
+    """The weights that are quantized, in the shapes in which they are used."""
     return execution.weights(self.trace, variables)
 
-  def _trace_like(self, variables, inputs) -> tracing.Trace:
-    """The trace for so many examples; the same operands are quantized."""
+  def _trace_like(self, variables: PyTree, inputs: PyTree) -> tracing.Trace:
+    """The trace for as many examples as given, with the same sites."""
     found = tracing.trace(self.function, variables, inputs, self.extra_ops)
     examples.check_sites(self.analysis, found.analysis, found.count)
     return found
@@ -214,29 +239,31 @@ class Quantized:
 
 def _encode(
   site: Site,
-  value: Array,
+  value: ArrayLike,
   bank: Bank,
-  bits: Array,
+  bits: ArrayLike,
   grid: fake_quant.Grid,
   max_bits: int | None,
-) -> tuple[Array, Array | None]:
-  """Codes of a weight, and what is added to its product; of the bank if there.
+) -> tuple[ArrayLike, ArrayLike | None]:
+  """Codes of a weight, and what to add to its product or None.
+
+  They are those of the bank if it has any, else the weight is rounded.
 
   Args:
     site: where the weight is used.
     value: the weight.
-    bank: with ranges, and perhaps codes.
+    bank: ranges, and perhaps codes.
     bits: int32[].
     grid: of the quantizer at these bits.
     max_bits: as for `Quantized.apply`.
   """
-  stored = bank.codes.get(site)
-  last = 0 if stored is None else CODED[-1]
+  stored, last = bank.codes.get(site), CODED[-1]
   nearest = None
-  if max_bits is None or max_bits > last:
+  if stored is None or max_bits is None or max_bits > last:
     value = value * bank.equalizers.get(site, 1)
     nearest = fake_quant.encode(value, grid)
   if stored is None:
+    assert nearest is not None
     return nearest, None
   row = jnp.clip(bits, MIN_BITS, last) - MIN_BITS
   codes, shift = stored[row].astype(jnp.float32), bank.shifts[site][row]

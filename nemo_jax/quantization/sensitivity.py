@@ -1,98 +1,38 @@
-"""What each bit costs: the rise of the loss by one quantizer at one width.
+"""Sensitivities: the rise of the loss by each quantizer at each bit-width.
 
-Four estimates, each a table [N, K] whose entries are added up over the
-quantizers of a configuration. All but the measured one look at the float
-network and at what quantization changes in it, a step d for each quantizer and
-width: of a weight with the shift that the bank adds to its product, of an
-activation at every example.
+Four estimates, each a table [N, K] of N quantizers and K widths. The rise of a
+configuration is the sum of its entries. All but the measured one are computed
+at the float network from a step d for each quantizer and width: the change that
+quantization makes to a weight, with the shift that the bank adds to its
+product, or to an activation of every example. See `perturbations`.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jaxtyping import Float
 
 from nemo_jax.core import batches
 from nemo_jax.core.memory import in_chunks
-from nemo_jax.core.types import Array, InputError, PyTree
-from nemo_jax.quantization import transform
-from nemo_jax.quantization.numerics import fake_quant
+from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
+from nemo_jax.quantization import perturbations
 from nemo_jax.quantization.numerics import widths as widths_lib
+from nemo_jax.quantization.numerics.bank import Bank
+from nemo_jax.quantization.perturbations import Steps
+from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.trace import tracing
 from nemo_jax.quantization.trace.analysis import Site
 
 
-class _Values(NamedTuple):
-  """Something for every operand that is quantized, and every shift."""
-
-  operands: dict[Site, Array]  # as the operand
-  shifts: dict[Site, Array]  # as a row of the bank's
-
-
-def _steps(quantized, variables, bank, operands, bits) -> _Values:
-  """What `bits` everywhere would change."""
-  encoded = quantized.encode(variables, bits, bank)
-  found = {}
-  for site, value in operands.items():
-    grid = encoded.grids[site.quantizer]
-    factor = bank.equalizers.get(site, 1)
-    codes = encoded.codes.get(site)
-    if codes is None:
-      codes = fake_quant.encode(value * factor, grid)
-    found[site] = codes * grid.scale / factor - value
-  return _Values(found, encoded.shifts)
-
-
-def _inner(quantized, left: _Values, right: _Values) -> Array:
-  """float32[N]: inner products by quantizer."""
-  out = jnp.zeros(len(quantized.quantizers))
-  for a, b in zip(left, right, strict=True):
-    for site in a:
-      product = jnp.sum(a[site].astype(jnp.float32) * b[site])
-      out = out.at[site.quantizer].add(product)
-  return out
-
-
-def _around(quantized, variables, bank, inputs):
-  """The logits as a function of steps, no steps, and the operands."""
-
-  def forward(steps):
-    seen = {}
-
-    def visit(site, value):
-      seen[site] = value
-      step = steps.operands.get(site)
-      value = value if step is None else value + step
-      return value, steps.shifts.get(site)
-
-    logits = quantized.map_operands(variables, inputs, visit)
-    return logits.astype(jnp.float32), seen
-
-  _, shapes = jax.eval_shape(forward, _Values({}, {}))
-  zeros = lambda x: jnp.zeros(x.shape, x.dtype)
-  none = _Values(
-    jax.tree.map(zeros, shapes),
-    {s: zeros(x[0]) for s, x in bank.shifts.items()},
-  )
-  return forward, none
-
-
-def _at_widths(quantized, variables, bank, operands, widths, of) -> Array:
-  """[N, K]: of(steps), which is [N], at every width."""
-  count = len(quantized.quantizers)
-
-  def one(width):
-    bits = jnp.full(count, width)
-    return of(_steps(quantized, variables, bank, operands, bits))
-
-  return jax.lax.map(one, jnp.asarray(widths)).T
-
-
-def _check(quantized, variables, inputs, widths) -> None:
+def _check(
+  quantized: Quantized, variables: PyTree, inputs: PyTree, widths: Any
+) -> None:
+  """Raises `InputError` for arguments that sensitivities cannot be found of."""
   quantized.structure.num_classes()
   tracing.check_arguments(variables, inputs)
   known = np.asarray(widths)
@@ -105,8 +45,20 @@ def _check(quantized, variables, inputs, widths) -> None:
     )
 
 
-def _total(of, quantized, variables, inputs, labels, key, chunk, title):
-  """The sum of of(variables, bank, inputs, labels, key) over chunks."""
+def _total(
+  of: Callable[[PyTree, Bank, PyTree, Array, Array], Array],
+  quantized: Quantized,
+  variables: PyTree,
+  inputs: PyTree,
+  labels: Any,
+  key: Array,
+  chunk: int,
+  title: str,
+) -> Array:
+  """The sum of of(variables, bank, inputs, labels, key) over chunks of inputs.
+
+  Each chunk has a random key of its own. The bar of progress shows the title.
+  """
   of, total = jax.jit(of), None
   starts = range(0, batches.size(inputs), chunk)
   for i, start in enumerate(
@@ -121,15 +73,23 @@ def _total(of, quantized, variables, inputs, labels, key, chunk, title):
       jax.random.fold_in(key, i),
     )
     total = found if total is None else total + found
+  assert total is not None  # there is at least one example
   return total
 
 
-def _slopes(quantized, variables, bank, inputs, key, draws: int):
-  """Draws of v' J, and the operands; see `second_order`.
+def _slopes(
+  quantized: Quantized,
+  variables: PyTree,
+  bank: Bank,
+  inputs: PyTree,
+  key: Array,
+  draws: int,
+) -> tuple[Steps, dict[Site, ArrayLike]]:
+  """Draws of v' J, with an axis of draws in front; and the float operands.
 
-  With random signs s, v = sqrt(p) s - p (sqrt(p)' s).
+  See `second_order`: v = sqrt(p) s - p (sqrt(p)' s) with random signs s.
   """
-  forward, none = _around(quantized, variables, bank, inputs)
+  forward, none = perturbations.around(quantized, variables, bank, inputs)
   logits, pull, operands = jax.vjp(forward, none, has_aux=True)
   root = jnp.exp(jax.nn.log_softmax(logits) / 2)
 
@@ -143,34 +103,38 @@ def _slopes(quantized, variables, bank, inputs, key, draws: int):
 
 
 def second_order(
-  quantized: transform.Quantized,
+  quantized: Quantized,
   variables: PyTree,
   inputs: PyTree,
-  labels: Array,
+  labels: ArrayLike | Sequence[int],
   *,
   key: Array,
-  widths: Sequence[int],
+  widths: Sequence[int] | ArrayLike,
   chunk: int = 8,
   draws: int = 2,
-) -> Array:
-  """float32[N, K]: d' H d / 2 with the Gauss-Newton form of the Hessian.
+) -> Float[Array, 'N K']:
+  """Second-order rise of the loss, d' H d / 2, with the Gauss-Newton Hessian.
 
   MPQCO (arXiv 2110.06554, equation 7). H is the mean over examples of J' A J,
   with J the derivative of the logits and A = diag(p) - p p' the Hessian of the
-  cross entropy, and d' J' A J d is E[(v' J d)^2] for random v with E[v v'] = A.
-  Those of different examples are independent, so the square of the sum of
-  v' J d over a chunk is, in the mean, the sum of the squares: one gradient a
-  draw serves all quantizers and widths.
+  cross entropy. For random v with E[v v'] = A, d' J' A J d is E[(v' J d)^2]. As
+  v is independent between examples, the square of the sum of v' J d over a
+  chunk has the same mean as the sum of the squares. So one gradient for each
+  draw is enough for all quantizers and widths.
 
   Args:
     quantized: from `quantize` or `reconstruct`; its bank gives the steps.
     variables: of the network.
     inputs: a pytree of arrays [B, ...].
-    labels: [B] int; not used here.
-    key: of the signs.
+    labels: [B] int; not used by this method.
+    key: random key of the signs.
     widths: K bit-widths.
-    chunk: examples at once.
-    draws: of signs for each chunk.
+    chunk: examples that are run at once.
+    draws: number of draws of the signs for each chunk.
+
+  Raises:
+    InputError: there is no example, a width is no integer from 2, or the
+      outputs of the network are not logits.
   """
   _check(quantized, variables, inputs, widths)
 
@@ -179,10 +143,14 @@ def second_order(
     slopes, operands = _slopes(quantized, variables, bank, part, key, draws)
 
     def square(steps):
-      inner = jax.vmap(lambda slope: _inner(quantized, slope, steps))(slopes)
+      inner = jax.vmap(
+        lambda slope: perturbations.inner(quantized, slope, steps)
+      )(slopes)
       return jnp.mean(inner**2, axis=0)
 
-    return _at_widths(quantized, variables, bank, operands, widths, square)
+    return perturbations.at_widths(
+      quantized, variables, bank, operands, widths, square
+    )
 
   total = _total(
     of, quantized, variables, inputs, labels, key, chunk, 'second order'
@@ -191,29 +159,32 @@ def second_order(
 
 
 def first_order(
-  quantized: transform.Quantized,
+  quantized: Quantized,
   variables: PyTree,
   inputs: PyTree,
-  labels: Array,
+  labels: ArrayLike | Sequence[int],
   *,
   key: Array,
-  widths: Sequence[int],
+  widths: Sequence[int] | ArrayLike,
   chunk: int = 8,
-) -> Array:
-  """float32[N, K]: |g' d|, with g the gradient of the mean cross entropy.
+) -> Float[Array, 'N K']:
+  """First-order change of the loss, |g' d|, with the gradient g.
 
-  Arguments as for `second_order`; `key` is not used.
+  The loss is the mean cross entropy of the labels. Arguments and errors are
+  those of `second_order`; `key` is not used.
   """
   _check(quantized, variables, inputs, widths)
 
   def of(variables, bank, part, labels, key):
     del key
-    forward, none = _around(quantized, variables, bank, part)
+    forward, none = perturbations.around(quantized, variables, bank, part)
     logits, pull, operands = jax.vjp(forward, none, has_aux=True)
     target = jax.nn.one_hot(labels, logits.shape[-1])
     (slope,) = pull(jax.nn.softmax(logits) - target)
-    inner = functools.partial(_inner, quantized, slope)
-    return _at_widths(quantized, variables, bank, operands, widths, inner)
+    inner = functools.partial(perturbations.inner, quantized, slope)
+    return perturbations.at_widths(
+      quantized, variables, bank, operands, widths, inner
+    )
 
   total = _total(
     of, quantized, variables, inputs, labels, key, chunk, 'first order'
@@ -222,23 +193,23 @@ def first_order(
 
 
 def hessian_trace(
-  quantized: transform.Quantized,
+  quantized: Quantized,
   variables: PyTree,
   inputs: PyTree,
-  labels: Array,
+  labels: ArrayLike | Sequence[int],
   *,
   key: Array,
-  widths: Sequence[int],
+  widths: Sequence[int] | ArrayLike,
   chunk: int = 8,
   draws: int = 2,
-) -> Array:
-  """float32[N, K]: the mean of H's diagonal times |d|^2 / 2.
+) -> Float[Array, 'N K']:
+  """Mean of the Hessian's diagonal times |d|^2 / 2.
 
-  HAWQ-V2 (arXiv 1911.03852), of the Hessian in its Gauss-Newton form, as in
-  `second_order`. The trace of J' A J is E[|v' J|^2]: Hutchinson's estimate with
-  the random signs in the logits, where one gradient serves all quantizers. With
-  signs in the weights it takes a product with H for each of them. Shifts are
-  left out. Arguments as for `second_order`.
+  HAWQ-V2 (arXiv 1911.03852), with the Gauss-Newton Hessian of `second_order`.
+  The trace of J' A J is E[|v' J|^2], which is Hutchinson's estimate with random
+  signs in the logits: one gradient is enough for all quantizers, while signs in
+  the weights would take a product with H for each quantizer. Shifts are left
+  out. Arguments and errors are those of `second_order`.
   """
   _check(quantized, variables, inputs, widths)
 
@@ -248,11 +219,11 @@ def hessian_trace(
 
     def length(values):
       values = values._replace(shifts={})
-      return _inner(quantized, values, values)
+      return perturbations.inner(quantized, values, values)
 
     def square(slope):
-      # What is used twice in one shape is one tensor, with the sum as slope.
-      total = {}
+      # Uses of a tensor in one shape are one tensor, with the sum as slope.
+      total: dict[Any, Any] = {}
       for site, value in slope.operands.items():
         at = site.quantizer, value.shape
         total[at] = total.get(at, 0) + value.astype(jnp.float32)
@@ -262,7 +233,9 @@ def hessian_trace(
       return out
 
     trace = jnp.mean(jax.vmap(square)(slopes), axis=0)
-    lengths = _at_widths(quantized, variables, bank, operands, widths, length)
+    lengths = perturbations.at_widths(
+      quantized, variables, bank, operands, widths, length
+    )
     sizes = jnp.zeros_like(trace)
     for site, value in operands.items():
       sizes = sizes.at[site.quantizer].add(value.size)
@@ -276,20 +249,20 @@ def hessian_trace(
 
 
 def measured(
-  quantized: transform.Quantized,
+  quantized: Quantized,
   variables: PyTree,
   inputs: PyTree,
-  labels: Array,
+  labels: ArrayLike | Sequence[int],
   *,
   key: Array,
-  widths: Sequence[int],
+  widths: Sequence[int] | ArrayLike,
   chunk: int = 64,
-) -> Array:
-  """float32[N, K]: the divergence from the float network, nothing estimated.
+) -> Float[Array, 'N K']:
+  """Measured Kullback-Leibler divergence from the float network.
 
-  Kullback-Leibler, the mean over examples, with one quantizer at one width and
-  all others in float: N K evaluations. Arguments as for `second_order`; `key`
-  and `labels` are not used.
+  It is the mean over examples, with one quantizer at one width and all others
+  in float: N K evaluations. Arguments and errors are those of `second_order`;
+  `key` and `labels` are not used.
   """
   del key, labels
   _check(quantized, variables, inputs, widths)
@@ -329,12 +302,12 @@ METHODS: dict[str, Callable[..., Array]] = {
 
 
 def passes(method: str, quantizers: int, widths: int) -> int:
-  """Forward passes over the inputs that a method costs, by their arithmetic.
+  """Number of forward passes over the inputs that a method costs.
 
-  At the methods' default draws. A gradient counts as two more passes.
+  With the default number of draws. A gradient counts as two more passes.
 
   Args:
-    method: one of METHODS, or `none`.
+    method: one of METHODS, or `none`, which costs nothing.
     quantizers: N.
     widths: K.
   """

@@ -1,4 +1,4 @@
-"""What the trace of a function tells, without any values."""
+"""Quantizers, graphs and costs of a function, from its trace alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,17 +18,21 @@ from nemo_jax.quantization.trace.operations import OPTIONAL_KINDS, Operation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Structure:
-  """What the trace of a function tells, without any values.
+  """Quantizers, graphs and costs of a function, known without any values.
 
   Attributes:
-    quantizers: N of them, in the order of every configuration.
-    operations: what consumes quantized tensors, in order of execution.
-    sequential_graph: one node a quantizer, in a chain, as in the paper.
-    data_flow_graph: the same nodes, with the branches.
-    costs: what model size and bit-operations are counted from.
-    bytes_per_image: of activations alive at once, as traced.
+    quantizers: N quantizers, in the order of every configuration.
+    operations: operations that consume quantized tensors, in order of
+      execution.
+    sequential_graph: one node for each quantizer, in a chain, as in the NEMO
+      paper.
+    data_flow_graph: the same nodes, with edges along which the data flows.
+    costs: counts that model size and BitOps are computed from.
+    bytes_per_image: bytes of activations of one example that are alive at once,
+      as traced.
     unread: names of variables that the function never reads.
-    fixed: products that are no layers: with what is computed, not stored.
+    fixed: matrix products that are no layers, because an operand is computed
+      and not stored; as text.
     outputs: jax.ShapeDtypeStruct of the outputs, for two examples.
   """
 
@@ -43,10 +47,10 @@ class Structure:
   outputs: PyTree
 
   def num_classes(self) -> int:
-    """C of a network whose outputs are logits [B, C].
+    """Number of classes, C, of a network whose outputs are logits [B, C].
 
     Raises:
-      InputError: its outputs are something else.
+      InputError: the outputs are something else.
     """
     outputs = self.outputs
     if not isinstance(outputs, jax.ShapeDtypeStruct):
@@ -71,7 +75,17 @@ def structure_of(
   variables: PyTree,
   weight_scheme: str,
 ) -> Structure:
-  """The structure of a function, from both of its traces."""
+  """The structure of a function.
+
+  Args:
+    few: its trace for two examples, from `tracing.traces`.
+    many: its trace for more, likewise.
+    variables: of the function.
+    weight_scheme: one of `ranges.SCHEMES`.
+
+  Raises:
+    InputError: nothing in the function can be quantized.
+  """
   analysis = few.analysis
   if not analysis.quantizers:
     raise InputError(
@@ -92,7 +106,7 @@ def structure_of(
 
 
 def check_options(extra_ops: Sequence[str], weight_scheme: str) -> None:
-  """Raises `InputError` for unknown options."""
+  """Raises `InputError` for an unknown entry or scheme; see `quantize`."""
   checks.choice('weight_scheme', weight_scheme, SCHEMES)
   for kind in extra_ops:
     checks.choice('an entry of extra_ops', kind, OPTIONAL_KINDS)
@@ -106,18 +120,17 @@ def inspect(
   extra_ops: Sequence[str] = (),
   weight_scheme: str = 'symmetric',
 ) -> Structure:
-  """The quantizers, graphs and costs of a function; allocates nothing.
+  """The quantizers, graphs and costs of a function, without running it.
 
   Args:
     apply: as for `quantize`.
-    variables: arrays, or their `jax.ShapeDtypeStruct`.
-    inputs: arrays [B, ...], likewise.
+    variables: a pytree of arrays, or of their `jax.ShapeDtypeStruct`.
+    inputs: a pytree of arrays [B, ...], likewise.
     extra_ops: as for `quantize`.
     weight_scheme: as for `quantize`.
 
   Raises:
-    InputError: an option is unknown, nothing in the function is quantizable,
-      or as for `quantize`.
+    InputError: as for `quantize`.
     NotImplementedError: as for `quantize`.
   """
   check_options(extra_ops, weight_scheme)

@@ -1,13 +1,14 @@
-"""`quantize`: any JAX function, with its bit-widths as one more argument."""
+"""`quantize`: a JAX function with bit-widths as one more argument."""
 
 import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from nemo_jax.core import batches, checks
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import ArrayLike, InputError, PyTree
 from nemo_jax.quantization import calibration as calibration_lib
 from nemo_jax.quantization import structure as structure_lib
 from nemo_jax.quantization.backend import lowering as lowering_lib
@@ -29,49 +30,53 @@ def quantize(
   extra_ops: Sequence[str] = (),
   calibration: str = 'least_squares',
   weight_scheme: str = 'symmetric',
-  percentile: float = 99.99,
+  percentile: float | int = 99.99,
   lowering: str = 'traced',
   chunk: int = 64,
 ) -> Quantized:
-  """The quantizers of a function, and the function with bits as an argument.
+  """A function with quantizers on its tensors, and bit-widths as an argument.
 
   Every tensor that a convolution or matrix product consumes gets a uniform
-  quantizer: weights symmetric, with a scale for each output channel;
-  activations affine, with one scale a tensor, unsigned where they have no
-  negative values. The function need not know: it is traced, and its trace is
-  run with the quantizers in place. It may be the `apply` of a Flax module, a
-  merged nnx model or any pure function.
+  quantizer. That of a weight is symmetric, with a scale for each output
+  channel. That of an activation is affine with one scale for the tensor, and
+  unsigned where it has no negative values. The function itself is not changed:
+  it is traced, and its trace is run with the quantizers in place. It may be the
+  `apply` of a Flax module, a merged nnx model or any pure function.
 
-  The bits are traced data, so one compiled program serves every
-  configuration. Products are taken of codes, which are whole numbers, and
-  scaled after. A quantizer at more than 16 bits is the identity. A promise
-  that none has more than `max_bits` (static; bits are clipped to it) leaves
-  that case out, and up to 8 lets an accelerator use its matrix units.
-  Gradients pass straight through the rounding (see `fake_quant`).
+  The bits are traced data, so one compiled program serves all configurations.
+  Products are computed of codes, which are integers, and scaled afterwards. A
+  quantizer of more than 16 bits is the identity. `max_bits`, where it is an
+  argument, is a static promise that no quantizer has more (bits are clipped to
+  it): this case is then left out of the program, and with at most 8 an
+  accelerator can use its matrix units. Gradients pass straight through the
+  rounding (see `fake_quant`).
 
   Args:
-    apply: (variables, inputs) -> outputs. It does the same to each image, for
-      any number of them.
-    variables: a pytree of arrays; weights come from here or from constants
+    apply: (variables, inputs) -> outputs. It does the same to each example,
+      for any number of them.
+    variables: a pytree of arrays. Weights are taken from here, or from arrays
       that the function captured.
-    inputs: a pytree of arrays [B, ...], a sample that calibrates the ranges.
-    extra_ops: operations beside matrix products whose operands are quantized
+    inputs: a pytree of arrays [B, ...], a sample to calibrate the ranges with.
+    extra_ops: operations besides matrix products whose operands are quantized
       too: `add`, sums of two branches, and `pool`, sums over windows or over
-      all positions. With both, NEMO's counts of quantizers come out.
-    calibration: `least_squares` error, `min_max` or `percentile`.
-    weight_scheme: `symmetric`, or `asymmetric`, the paper's: affine weights
-      with one scale a tensor.
-    percentile: per cent of the values within range, for that method.
-    lowering: `traced` runs the function's own products, so that over 16 bits
-      everywhere it is the function to the last bit; `backend` runs each in
-      the form that is fastest where it runs, see `lowering`.
+      all positions. With both, networks have as many quantizers as in NEMO.
+    calibration: how ranges are chosen: `least_squares` error, `min_max` or
+      `percentile`.
+    weight_scheme: `symmetric`; or `asymmetric`, that of the NEMO paper: affine
+      weights with one scale for the tensor.
+    percentile: for the calibration of that name, per cent of the values in
+      range.
+    lowering: `traced` runs the function's own products, and with more than 16
+      bits everywhere the outputs are bit-equal to the function's; `backend`
+      runs each product in the form that is fastest on the platform, see
+      `backend.lowering`.
     chunk: examples that calibration runs at once.
 
   Raises:
-    InputError: an option is unknown, there is no example, variables or inputs
-      are no arrays, nothing in the function is quantizable, a product has
-      complex operands or a weight of whole numbers, or the function does other
-      operations for another number of examples.
+    InputError: an option is unknown; there is no example; variables or inputs
+      are not arrays; nothing in the function can be quantized; a product has
+      complex operands or a weight of integers; or the function does different
+      operations for different numbers of examples.
     NotImplementedError: a matrix product of the inputs lies where it cannot
       be reached, such as the body of a `scan`.
   """
@@ -98,7 +103,7 @@ def quantize(
   @jax.jit
   def find_weights(variables):
     weights = execution.weights(few, variables)
-    # Of a weight that is read twice the first is as good.
+    # If a weight is used several times, its first use decides the range.
     return {s.quantizer: w for s, w in reversed(weights.items())}
 
   weights = find_weights(variables)
@@ -121,11 +126,16 @@ def quantize(
 
 
 def _check_finite(
-  quantizers: Sequence[Quantizer], seen: dict[int, Array]
+  quantizers: Sequence[Quantizer], seen: dict[int, ArrayLike]
 ) -> None:
-  """Raises `InputError` unless all that was seen of a quantizer is finite."""
+  """Raises `InputError` unless the values of all quantizers are finite.
+
+  Args:
+    quantizers: of the function.
+    seen: values by the index of the quantizer; traced ones are not checked.
+  """
   for index, value in seen.items():
-    traced = isinstance(value, jax.core.Tracer)
+    traced = isinstance(value, Tracer)
     if not traced and not np.all(np.isfinite(np.asarray(value, np.float32))):
       raise InputError(
         f'{quantizers[index].name} holds values that are not finite'

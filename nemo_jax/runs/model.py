@@ -143,4 +143,11 @@ def load(
     structure=structure,
     bank=bank,
   )
+  weights = jax.eval_shape(quantized.weights, variables)
+  try:
+    bank_lib.check_fits(bank, None, few.analysis.sites, weights)
+  except InputError as error:
+    raise InputError(
+      f'{folder / BANK_FILE} does not fit the network: {error}'
+    ) from error
   return Model(quantized, variables)

@@ -57,8 +57,8 @@ def test_knapsacks_keep_to_their_budgets(run):
 @pytest.mark.parametrize(
   ('name', 'flag', 'words'),
   [
-    ('knapsack', '--budgets=5TB', "'5TB'; they are such as 1.5MB"),
-    slow('knapsack', '--budgets=0.004MB', 'nothing is as small as'),
+    ('knapsack', '--budgets=5TB', "'5TB' is no budget; they are such as 1.5MB"),
+    slow('knapsack', '--budgets=0.004MB', '0.004MB is too little: the fewest'),
     ('compare', '--methods=ants', "unknown species 'ants'"),
     slow(
       'compare', '--methods=direct@fast', "ablation 'fast'; the choices are un"

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,7 +10,6 @@ from nemo_jax import pareto
 from nemo_jax.search import surrogate
 from nemo_jax.search.problem import Feedback, Population
 from tests.placement import placement_problem
-from tests.search.compiling import quickly
 
 # Screening is tested elsewhere, and takes long to compile.
 PROBLEM = placement_problem(7).replace(known_objectives=None)
@@ -20,7 +20,7 @@ NODES, CHOICES = PROBLEM.allowed.shape
 def nothing_learned() -> surrogate.Learned:
   """What the surrogate says before it has seen anything."""
   empty = pareto.empty_population(surrogate.MEMORY, NODES, 3)
-  return quickly(surrogate.learn)(PROBLEM, empty)
+  return jax.jit(surrogate.learn)(PROBLEM, empty)
 
 
 def some_feedback(places, own=None, source=None, asked=None) -> Feedback:

@@ -1,6 +1,7 @@
 """NEMO's generation, on a problem that has nothing to do with quantization."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -117,14 +118,30 @@ def test_nothing_is_alive_twice(history):
     assert len(np.unique(rows, axis=0)) == len(rows)
 
 
-def test_the_surrogate_remembers_each_evaluation_once(history):
-  for generation, state in enumerate(history[0]):
-    seen = state.surrogate.seen
-    known = living(seen)
-    assert known.sum() == min(len(known), SIZE * generation)
-    rows = np.asarray(seen.choices)[known]
-    # What is evaluated is new.
-    assert len(np.unique(rows, axis=0)) == len(rows)
+def test_what_is_evaluated_is_new_and_remembered(history):
+  states = history[0]
+  for before, after in itertools.pairwise(states):
+    new = np.asarray(after.surrogate.seen.choices)[-SIZE:]
+    assert living(after.surrogate.seen)[-SIZE:].all()
+    old = np.concatenate(
+      [
+        rows.choices[living(rows)]
+        for rows in (before.population, before.archive)
+      ]
+    )
+    assert not (new[:, None] == old).all(axis=-1).any()
+    assert len(np.unique(new, axis=0)) == SIZE
+  known = living(states[-1].surrogate.seen)
+  assert known.sum() == GENERATIONS * SIZE
+
+
+def test_evaluations_of_a_species_are_its_sizes_added_up(history):
+  states = history[0]
+  sizes = [np.bincount(state.population.species) for state in states]
+  done = [np.asarray(state.evaluations) for state in states]
+  assert done[1].sum() == SIZE
+  # To begin with the surrogate gives places to whatever promises most.
+  np.testing.assert_array_equal(np.diff(done, axis=0)[1:], sizes[1:-1])
 
 
 def test_one_trace_serves_a_run_and_its_restored_copy(history, step):

@@ -10,15 +10,15 @@ import pytest
 
 from nemo_jax import pareto
 from nemo_jax.core.types import InputError
-from nemo_jax.search import nemo, neuroevolution, policies
+from nemo_jax.search import neuroevolution, policies
 from nemo_jax.search.problem import Feedback
-from tests.placement import placement_problem
-from tests.search import diaries
+from tests.search import alone
+from tests.search.alone import PLACES
 from tests.search.compiling import quickly
+from tests.search.feedbacks import PROBLEM
 
-PLACES, GENERATIONS = 16, 3
+GENERATIONS = 3
 NETWORK = policies.GCN(num_choices=3, hidden=4)
-PROBLEM = placement_problem(7)
 GRAPH = policies.undirected(PROBLEM.graph)
 POLICY = neuroevolution.most_likely(PROBLEM, NETWORK)
 
@@ -41,44 +41,36 @@ def finite(tree):
 
 @functools.cache
 def make(name, places=PLACES):
-  return neuroevolution.make(POLICY, places, name, proposals=places)
+  one = neuroevolution.make(POLICY, places, name, proposals=places)
+  return alone.compiled(one)
 
 
 @functools.cache
 def searched(name, generations):
-  """The compiled step, and the states of a search with this species alone."""
-  # Without a surrogate, which is not the subject and long to compile.
-  search = nemo.make(
-    PROBLEM,
-    diaries.fixed(make(name)),
-    PLACES,
-    surrogate=None,
-    partitions=4,
-    archive_size=64,
-  )
-  key, step = jax.random.key(0), quickly(search.step)
-  start = quickly(search.init)
-  states, metrics = [start(key)], []
-  for _ in range(generations):
-    state, measured = step(key, states[-1])
-    states.append(state)
-    metrics.append(measured)
-  return step, states, metrics
+  key = jax.random.key(0)
+  return alone.search(make(name), key, key, generations)
+
+
+def last_of(name):
+  """The population and the private state at the end of a search."""
+  found = searched(name, GENERATIONS)
+  return jax.tree.map(lambda x: x[-1], (found.population, found.private))
 
 
 def check(name, generations):
-  step, states, metrics = searched(name, generations)
-  assert step._cache_size() == 1
-  assert all(jnp.isfinite(m['hypervolume']) for m in metrics)
-  assert int(states[-1].failures) == 0
-  for state in states[1:]:
-    [private] = state.species
-    assert finite(private.members)
-    assert finite(private.asked)
-    # Every place, of a survivor or of a spare, has the network behind it. A
-    # choice that is forbidden is worth -inf.
-    logits = np.asarray(logits_of(private.members))
-    choices = np.asarray(state.population.choices)
+  found = searched(name, generations)
+  assert make(name).ask._cache_size() == 1
+  assert make(name).tell._cache_size() == 1
+  assert np.isfinite(found.hypervolume).all()
+  assert (found.failures == 0).all()
+  assert finite(found.private.members)
+  assert finite(found.private.asked)
+  # Every place, of a survivor or of a spare, has the network behind it. A
+  # choice that is forbidden is worth -inf.
+  for members, choices in zip(
+    found.private.members, found.population.choices, strict=True
+  ):
+    logits = np.asarray(logits_of(members))
     taken = np.take_along_axis(logits, choices[..., None], axis=-1)[..., 0]
     # No more than rounding can lie between two compiled programs.
     assert (taken >= logits.max(-1) - 1e-4).all()
@@ -96,8 +88,8 @@ def test_three_generations(name):
 def test_every_algorithm_searches(name):
   check(name, 15)
   # It does not ask the same for ever.
-  states = searched(name, 15)[1]
-  first, last = (logits_of(states[i].species[0].asked) for i in (1, -1))
+  asked = searched(name, 15).private.asked
+  first, last = (logits_of(asked[i]) for i in (0, -1))
   assert not np.array_equal(first.argmax(-1), last.argmax(-1))
 
 
@@ -109,9 +101,10 @@ def test_every_algorithm_can_be_made(name):
 @pytest.mark.parametrize('name', ['SSNE', 'SNES'])
 def test_more_may_be_proposed_than_there_are_places(name):
   one = neuroevolution.make(POLICY, PLACES, name, proposals=40)
+  one = alone.compiled(one)
   key = jax.random.key(0)
-  state = quickly(one.init)(key)
-  choices, state = quickly(one.ask)(key, state)
+  state = one.init(key)
+  choices, state = one.ask(key, state)
   assert len(choices) == len(state.asked) == 40
   assert len(state.members) == PLACES
   fitness = np.full(40, np.inf)
@@ -119,7 +112,7 @@ def test_more_may_be_proposed_than_there_are_places(name):
   population = pareto.empty_population(PLACES, *PROBLEM.allowed.shape[:1], 3)
   source = np.arange(PLACES).clip(2)
   source[:2] = PLACES + 3, PLACES + 33
-  told = quickly(one.tell)(
+  told = one.tell(
     key,
     state,
     Feedback(
@@ -173,13 +166,13 @@ def test_an_odd_population_is_fine_elsewhere():
 # What algorithms are told.
 
 
-def feedback(state, own=None, fitness=None):
+def feedback(population, own=None, fitness=None):
   """A feedback on the population as it is, every parent in its place."""
   everyone = jnp.ones(PLACES, bool)
   own = everyone if own is None else jnp.asarray(own)
   unknown = jnp.full(PLACES, jnp.inf, jnp.float32)
   return Feedback(
-    population=state.population,
+    population=population,
     rank=jnp.arange(PLACES, dtype=jnp.float32)[::-1],
     own=own,
     source=jnp.arange(PLACES, dtype=jnp.int32),
@@ -188,34 +181,28 @@ def feedback(state, own=None, fitness=None):
   )
 
 
-@functools.cache
-def teller(name):
-  return quickly(make(name).tell)
-
-
 @pytest.mark.parametrize('name', ['SNES', *later('Open_ES')])
 def test_a_distribution_stays_when_nothing_was_evaluated(name):
-  state = searched(name, GENERATIONS)[1][-1]
-  [before] = state.species
+  population, before = last_of(name)
   key = jax.random.key(2)
-  told = teller(name)(key, before, feedback(state))
+  told = make(name).tell(key, before, feedback(population))
   jax.tree.map(np.testing.assert_array_equal, told.algorithm, before.algorithm)
   fitness = np.full(PLACES, np.inf)
   fitness[:4] = [3, 1, 0, 2]
-  told = teller(name)(key, before, feedback(state, fitness=fitness))
+  told = make(name).tell(key, before, feedback(population, fitness=fitness))
   assert not np.array_equal(told.algorithm.mean, before.algorithm.mean)
   assert finite(told.algorithm.mean)
 
 
 @pytest.mark.parametrize('name', ['HillClimbing', 'GradientlessDescent'])
 def test_the_best_of_an_earlier_generation_does_not_block_the_next(name):
-  state = searched('SNES', GENERATIONS)[1][-1]
-  private = quickly(make(name).init)(jax.random.key(0))
+  population, _ = last_of('SNES')
+  private = make(name).init(jax.random.key(0))
   for generation in range(2):
     # Fitness is a rank, so that the best of every generation has the same.
     ranks = np.roll(np.arange(PLACES), generation)
-    given = feedback(state, fitness=ranks)
-    private = teller(name)(jax.random.key(1), private, given)
+    given = feedback(population, fitness=ranks)
+    private = make(name).tell(jax.random.key(1), private, given)
     np.testing.assert_array_equal(
       private.algorithm.mean, private.asked[generation]
     )
@@ -223,10 +210,11 @@ def test_the_best_of_an_earlier_generation_does_not_block_the_next(name):
 
 @pytest.mark.parametrize('own', [1, 5, PLACES])
 def test_survivors_fill_the_population_of_an_algorithm_best_first(own):
-  state = searched('SSNE', GENERATIONS)[1][-1]
-  [private] = state.species
+  population, private = last_of('SSNE')
   rows = np.arange(PLACES) < own
-  told = teller('SSNE')(jax.random.key(2), private, feedback(state, own=rows))
+  told = make('SSNE').tell(
+    jax.random.key(2), private, feedback(population, own=rows)
+  )
   # The rank of `feedback` falls from row to row.
   best_first = np.arange(own)[::-1]
   expected = best_first[np.arange(PLACES) % own]
@@ -238,10 +226,9 @@ def test_survivors_fill_the_population_of_an_algorithm_best_first(own):
 
 
 def test_survivors_without_rank_are_the_worst():
-  state = searched('SSNE', GENERATIONS)[1][-1]
-  [private] = state.species
-  given = feedback(state)
+  population, private = last_of('SSNE')
+  given = feedback(population)
   given = given._replace(rank=given.rank.at[3].set(jnp.inf))
-  told = teller('SSNE')(jax.random.key(2), private, given)
+  told = make('SSNE').tell(jax.random.key(2), private, given)
   assert jnp.isfinite(told.algorithm.fitness).all()
   assert int(jnp.argmax(told.algorithm.fitness)) == PLACES - 1

@@ -134,21 +134,6 @@ def test_of_very_many_proposals_the_first_of_each_are_looked_at(monkeypatch):
   np.testing.assert_array_equal(counts, [0, 8, 8, 8])
 
 
-def test_once_there_are_sizes_a_surrogate_keeps_to_them():
-  search = nemo.make(
-    PROBLEM, diaries.diarists(3), SIZE, archive_size=64, partitions=4
-  )
-  state, step = search.init(jax.random.key(0)), quickly(search.step)
-  sizes, done = [], [np.zeros(3, int)]
-  for _ in range(5):
-    state, measured = step(KEY, state)
-    sizes.append(np.asarray(measured['allocation']))
-    done.append(np.asarray(state.evaluations))
-  assert done[1].sum() == SIZE
-  # To begin with it gives places to whatever promises most.
-  np.testing.assert_array_equal(np.diff(done, axis=0)[1:], sizes[:-1])
-
-
 # What is called.
 
 

@@ -1,90 +1,43 @@
 """What every species keeps to, in its protocol and in a search."""
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemo_jax.core.types import Array
 from nemo_jax.search import (
-  nemo,
   neuroevolution,
   policies,
   progress,
   species,
-  surrogate,
   variation,
 )
 from nemo_jax.search import prior as prior_lib
-from nemo_jax.search.problem import Population, Species
 from tests.placement import brute_force_front
+from tests.search import alone
+from tests.search.alone import PLACES
 from tests.search.compiling import quickly
 from tests.search.feedbacks import CHOICES, NODES, PROBLEM, some_feedback
 
-PLACES, GENERATIONS = 16, 15
-# They are told what a surrogate has learned, which takes long as well.
-TOLD = ('thompson',)
-
-
-def overheard(one: Species) -> Species:
-  """The same species; its state is a pair, the second all that it asked."""
-
-  def init(key):
-    private = one.init(key)
-    asked, _ = jax.eval_shape(one.ask, key, private)
-    return private, jnp.zeros(asked.shape, asked.dtype)
-
-  def ask(key, state):
-    choices, private = one.ask(key, state[0])
-    return choices, (private, choices)
-
-  def tell(key, state, feedback):
-    return one.tell(key, state[0], feedback), state[1]
-
-  return Species(init, ask, tell)
-
-
-class Search(NamedTuple):
-  """A search with one species alone; all begins with the generations."""
-
-  population: Population
-  private: Any  # the state of the species
-  asked: Array  # [generations, Q, N]
-  hypervolume: Array
+GENERATIONS = 15
 
 
 @functools.cache
-def search(name):
-  """Jitted: the keys of the start and of the run to a whole `Search`."""
-  whole = nemo.make(
-    PROBLEM,
-    [lambda *args: overheard(species.find(name)(*args))],
-    PLACES,
-    surrogate=surrogate.make if name in TOLD else None,
-    archive_size=64,
-  )
+def find(name):
+  return alone.compiled(species.find(name)(PROBLEM, PLACES))
 
-  @quickly
-  def run(start, key):
-    def generation(state, _):
-      state, metrics = whole.step(key, state)
-      [(private, asked)] = state.species
-      volume = metrics['hypervolume']
-      return state, Search(state.population, private, asked, volume)
 
-    state = whole.init(start)
-    return jax.lax.scan(generation, state, None, length=GENERATIONS)[1]
-
-  return run
+def search(name, start, key):
+  learns = name == 'thompson'
+  return alone.search(find(name), start, key, GENERATIONS, learns)
 
 
 @functools.cache
 def searched(name, seed=0):
   key = jax.random.key(seed)
-  return jax.tree.map(np.asarray, search(name)(key, key))
+  return search(name, key, key)
 
 
 # They begin with the front of the prior, which has few points here.
@@ -128,7 +81,7 @@ def test_shapes_and_types_stay_as_they_are(name):
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(one.init, key)
   choices, asked = jax.eval_shape(one.ask, key, state)
-  feedback = jax.eval_shape(lambda: some_feedback(PLACES, asked=len(choices)))
+  feedback = some_feedback(PLACES, asked=len(choices))
   told = jax.eval_shape(one.tell, key, asked, feedback)
   assert choices.shape[0] >= PLACES
   assert choices.shape[1:] == (NODES,)
@@ -148,10 +101,10 @@ def test_shapes_and_types_stay_as_they_are(name):
 @every_species
 def test_the_key_decides(name):
   key, other = jax.random.key(0), jax.random.key(1)
-  once, again = searched(name), search(name)(key, key)
+  once, again = searched(name), search(name, key, key)
   jax.tree.map(np.testing.assert_array_equal, once, again)
   # The start is the same, so that it is `ask` that has another key.
-  different = search(name)(key, other)
+  different = search(name, key, other)
   assert (once.asked[0] != different.asked[0]).any()
 
 
@@ -178,15 +131,13 @@ def test_whatever_is_allowed_is_tried_in_the_end(name):
 
 @with_genotypes
 def test_genotypes_come_from_where_the_feedback_says(name):
-  one = species.find(name)(PROBLEM, PLACES)
   state = jax.tree.map(lambda x: x[-1], searched(name).private)
   rng = np.random.default_rng(0)
   own = np.arange(PLACES) % 3 > 0
   asked = searched(name).asked.shape[1]
   source = rng.integers(0, PLACES + asked, PLACES)
   source[:4] %= PLACES
-  tell = quickly(one.tell)
-  told = tell(
+  told = find(name).tell(
     jax.random.key(3), state, some_feedback(PLACES, own, source, asked)
   )
   # Every state begins with the genotypes of the parents and the offspring.

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from nemo_jax.core.types import Array
 from nemo_jax.search import blocks, species
-from tests.search.compiling import quickly
+from nemo_jax.search.problem import Species
+from tests.search import alone
 from tests.search.feedbacks import NODES, PROBLEM, some_feedback
 
 MANY = 400
@@ -18,28 +18,24 @@ MANY = 400
 class Large(NamedTuple):
   """A species in a large population, and what it asks for at first."""
 
-  ask: Any
-  ask_more: Any
-  tell: Any
-  first: Array
+  species: Species
+  first: np.ndarray
   state: Any
 
 
 @functools.cache
 def large(name):
-  one = species.find(name)(PROBLEM, MANY)
-  ask = quickly(one.ask)
-  more = quickly(one.ask_more) if one.ask_more else None
+  one = alone.compiled(species.find(name)(PROBLEM, MANY))
   keys = jax.random.split(jax.random.key(0))
-  first, state = ask(keys[0], quickly(one.init)(keys[1]))
-  return Large(ask, more, quickly(one.tell), np.asarray(first), state)
+  first, state = one.ask(keys[0], one.init(keys[1]))
+  return Large(one, np.asarray(first), state)
 
 
 def told_of_its_own(name, count):
   """The state of a species in a large population with so many places."""
   one = large(name)
   feedback = some_feedback(MANY, np.arange(MANY) < count, asked=len(one.first))
-  return one.tell(jax.random.key(3), one.state, feedback)
+  return one.species.tell(jax.random.key(3), one.state, feedback)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +53,7 @@ def test_of_many_places_a_species_fills_about_its_own(name):
   assert len(first) >= MANY
   # At first it may have all places.
   assert (first[-1] != first[0]).any() or (first[-2] != first[0]).any()
-  then, _ = one.ask(jax.random.key(2), told_of_its_own(name, 20))
+  then, _ = one.species.ask(jax.random.key(2), told_of_its_own(name, 20))
   made = 2 * blocks.BLOCK
   np.testing.assert_array_equal(
     then[made:], np.broadcast_to(then[0], then[made:].shape)
@@ -70,7 +66,7 @@ def test_a_species_has_more_for_a_surrogate_to_choose_from(name):
   # 220 places: two blocks of a hundred rows do not hold twice as many.
   one, state = large(name), told_of_its_own(name, 220)
   made = []
-  for ask in (one.ask, one.ask_more):
+  for ask in (one.species.ask, one.species.ask_more):
     rows = np.asarray(ask(jax.random.key(3), state)[0])
     # What was not made is a copy of the first row.
     copies = (rows[::-1] == rows[0]).all(axis=1)

@@ -301,7 +301,8 @@ def test_it_learns_from_what_is_evaluated_and_picks_by_it():
     rtol=1e-4,
     atol=1e-4,
   )
-  args = evaluated(rows, 20), new, owner, jnp.array([9]), 9
+  proposer, places = jnp.repeat(jnp.arange(3), 30), jnp.array([2, 9, 4])
+  args = evaluated(rows, 20), placements(5, 90), proposer, places, 15
   found = jax.jit(one.select, static_argnums=6)(key, state, *args)
   np.testing.assert_array_equal(found, rounds(key, state.belief, *args))
-  assert np.isfinite(found).sum() == 9
+  assert np.isfinite(found).sum() == 15

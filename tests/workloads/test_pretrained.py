@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.flags import FLAGS
 from absl.testing import flagsaver
 
 from experiments import evaluate
-from nemo_jax import InputError, quantize, runs, workloads
+from nemo_jax import Front, InputError, Point, quantize, workloads
 from nemo_jax.quantization.backend import lowering
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.transform import inspect
+from nemo_jax.tasks import scoring
 from tests import conftest
 
 # What takes time is reconstruction, which has tests of its own.
@@ -256,9 +258,13 @@ def front(tmp_path):
   """The folder of a front with two points."""
   structure = inspect(*workloads.network('cifar10_resnet20'))
   names = [q.name for q in structure.quantizers]
-  points = [{'bits': [width] * len(names)} for width in (8, 4)]
-  content = {'workload': 'cifar10_resnet20', 'quantizers': names}
-  runs.write_front(tmp_path, content | {'points': points})
+  made = Front(
+    workload='cifar10_resnet20',
+    objective_names=(),
+    quantizers=tuple(names),
+    points=tuple(Point(bits=(width,) * len(names)) for width in (8, 4)),
+  )
+  made.save(tmp_path)
   return tmp_path
 
 
@@ -291,7 +297,7 @@ def test_evaluate_scores_points_of_a_front(shared, cache, front):
 def test_evaluate_refuses_what_it_cannot_do(shared, cache, front, given, words):
   given = [word.format(front=front) for word in given]
   with flagsaver.flagsaver():
-    evaluate.FLAGS(['evaluate', *flags(shared, cache, *given)])
+    FLAGS(['evaluate', *flags(shared, cache, *given)])
     with pytest.raises(InputError) as caught:
       evaluate.run()
   message = str(caught.value)
@@ -331,13 +337,12 @@ def test_a_search_on_real_images_runs_to_its_end(shared, cache, tmp_path):
   )
   done = run('search', *given)
   assert done.returncode == 0, done.stderr
-  front = runs.read_front(tmp_path)
-  assert len(front['quantizers']) == 50
-  assert front['images']['test'] == 300
-  assert front['float']['test_accuracy'] >= 0.99
-  assert all(
-    p['test_top5_accuracy'] >= p['test_accuracy'] for p in front['points']
-  )
+  front = Front.load(tmp_path)
+  assert len(front.quantizers) == 50
+  assert front.images['test'] == 300
+  assert front.images['size'] == 32
+  assert front.float_point.test_accuracy >= 0.99
+  assert all(p.test_top5_accuracy >= p.test_accuracy for p in front.points)
   assert 'are done' in run('search', *given).stdout
 
 

@@ -1,1 +1,1 @@
-"""Quantized products in the form that is fastest where they run."""
+"""Quantized products in the form that is fastest on each platform."""

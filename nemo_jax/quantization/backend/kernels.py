@@ -1,47 +1,48 @@
-"""Convolutions with the elementwise steps after them, as one kernel of a GPU.
+"""Convolutions fused with the elementwise operations after them, for GPUs.
 
-XLA writes what a convolution sums up to memory, in float32, and reads it again
-to scale, clip and round it. Here a tile of sums goes through these steps while
-it is still in registers, so that only their results are written.
+XLA writes the sums of a convolution to memory in float32, and reads them again
+to scale, clip and round them. Here these operations are applied to a tile of
+sums while it is in registers, so that only their results are written.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jaxtyping import Shaped
 
-from nemo_jax.core.types import Array
-from nemo_jax.quantization.backend import lowering
+from nemo_jax.core.types import Array, ArrayLike
+from nemo_jax.quantization.backend import convolutions as forms
 
-# Numbers of a tile's row that are multiplied at once.
+# Most values of a row of a tile that are multiplied at once.
 _DEPTH = 64
-# Channels are a multiple of it; in fewer, tiles would be too small.
+# Channels have to be a multiple of this; with fewer, tiles would be too small.
 _CHANNELS = 32
-# Those of a first layer, once its strides are channels, of this.
+# Those of a first layer, after `strides_to_channels`, of this.
 _LEAST_CHANNELS = 16
-# Addresses are counted in 32 bits.
+# Most elements of an array, as addresses have 32 bits.
 _MOST_NUMBERS = 2**31
 
 
 class Convolution(NamedTuple):
-  """Of codes, which are whole numbers held in bfloat16."""
+  """A convolution of codes, which are integers in bfloat16."""
 
-  images: Array  # [B, H, W, C]
-  kernel: Array  # [h, w, C, N]
+  images: Shaped[Array, 'B H W C']
+  kernel: Shaped[Array, 'h w C N']
   strides: tuple[int, int]
   padding: tuple[tuple[int, int], tuple[int, int]]
 
 
 class _Tile(NamedTuple):
-  """The part of the outputs that one program of the kernel computes."""
+  """Size of the part of the outputs that one program of the kernel computes."""
 
   rows: int  # pixels
   columns: int  # channels
-  warps: int
+  warps: int  # that compute it
 
 
 def available() -> bool:
@@ -56,12 +57,19 @@ def suits(
   images: tuple[int, ...],
   kernel: tuple[int, ...],
   out: tuple[int, ...],
-  strides,
+  strides: Sequence[int],
 ) -> bool:
-  """Whether there is a kernel for a convolution of such shapes."""
+  """Whether there is a kernel for a convolution of these shapes.
+
+  Args:
+    images: shape [B, H, W, C].
+    kernel: shape [h, w, C, N].
+    out: shape of the outputs.
+    strides: of the window.
+  """
   *_, deep, channels = kernel
   return (
-    (deep % _CHANNELS == 0 or lowering.has_few_channels(kernel, strides))
+    (deep % _CHANNELS == 0 or forms.has_few_channels(kernel, strides))
     and channels % _CHANNELS == 0
     and 0 < math.prod(out) < _MOST_NUMBERS
     and math.prod(images[:3]) * max(deep, _CHANNELS) < _MOST_NUMBERS
@@ -69,18 +77,18 @@ def suits(
 
 
 def _deepened(convolution: Convolution) -> Convolution:
-  """The same with channels enough for a tile."""
+  """The same convolution with enough channels for a tile."""
   if convolution.kernel.shape[2] % _CHANNELS == 0:
     return convolution
-  images, kernel = lowering.strides_to_channels(*convolution)
+  images, kernel = forms.strides_to_channels(*convolution)
   lacking = -kernel.shape[2] % _LEAST_CHANNELS
   images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, lacking)))
   kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, lacking), (0, 0)))
   return Convolution(images, kernel, (1, 1), ((0, 0), (0, 0)))
 
 
-def nearest(x: Array) -> Array:
-  """`jnp.round`, which the language of kernels lacks: ties go to even."""
+def nearest(x: Shaped[ArrayLike, '*s']) -> Shaped[ArrayLike, '*s']:
+  """Nearest integers, ties to even: `jnp.round`, which kernels lack."""
   whole = x.astype(jnp.float32)
   low = jnp.floor(whole)
   rest = whole - low
@@ -89,48 +97,55 @@ def nearest(x: Array) -> Array:
   return (low + up.astype(jnp.float32)).astype(x.dtype)
 
 
-def maximum(x: Array, y: Array) -> Array:
-  """`jnp.maximum`, which in a kernel would pass over NaN."""
+def maximum(x: ArrayLike, y: ArrayLike) -> Array:
+  """`jnp.maximum`, which in a kernel would ignore NaN."""
   return jnp.where((x != x) | (y != y), x + y, jnp.maximum(x, y))
 
 
-def minimum(x: Array, y: Array) -> Array:
-  """`jnp.minimum`, likewise."""
+def minimum(x: ArrayLike, y: ArrayLike) -> Array:
+  """`jnp.minimum`, which in a kernel would ignore NaN."""
   return jnp.where((x != x) | (y != y), x + y, jnp.minimum(x, y))
 
 
 def _power_of_two(number: int, most: int) -> int:
-  """The largest that divides a number, up to another power of two."""
+  """The largest power of two that divides a number, at most `most`."""
   return math.gcd(number, most)
 
 
 def _tile(convolution: Convolution, reads_images: bool) -> _Tile:
-  """The fastest on an H200 for ResNet50's shapes, of some forty tried."""
+  """The tile that was fastest for ResNet50 on an H200, of forty tried."""
   height, width, _, channels = convolution.kernel.shape
-  if reads_images:  # waits for memory, so there should be many of them
+  if reads_images:  # memory limits the speed, so there should be many tiles
     return _Tile(64, _power_of_two(channels, 64), 4)
   if height * width == 1 or channels % 128:
     return _Tile(128, _power_of_two(channels, 64), 4)
   return _Tile(128, 128, 8)
 
 
-def _sums(convolution: Convolution, images_ref, kernel_ref, tile, rows, inside):
-  """[rows, columns] float32: a tile of the convolution.
+def _sums(
+  convolution: Convolution,
+  images_ref: Any,
+  kernel_ref: Any,
+  tile: _Tile,
+  rows: Array,
+  inside: Array | None,
+) -> Array:
+  """The sums of a tile of a convolution, float32[rows, columns].
 
   Args:
-    convolution: its shapes.
-    images_ref: all images, flat.
-    kernel_ref: [h w C, columns].
-    tile: what to compute.
-    rows: [rows] the pixels among all those of the outputs.
-    inside: [rows] which of them exist, None if all do.
+    convolution: gives the shapes.
+    images_ref: reference to all images, flat.
+    kernel_ref: reference to the kernel [h w C, columns].
+    tile: size of the tile.
+    rows: int32[rows], indices of its pixels among those of all outputs.
+    inside: bool[rows], which of them exist; None if all do.
   """
   _, height, width, channels = convolution.images.shape
   taps = convolution.kernel.shape[1]
   (low, _), (left, _) = convolution.padding
   padded = any(map(any, convolution.padding))
   lines, columns = _sizes(convolution)
-  # Neighbours in a row follow each other in memory.
+  # The taps of a row of the window follow each other in memory.
   depth = _power_of_two(channels if padded else taps * channels, _DEPTH)
   parts = taps * channels // depth
   image, place = (f(rows, lines * columns) for f in (jax.lax.div, jax.lax.rem))
@@ -171,25 +186,26 @@ def _sizes(convolution: Convolution) -> tuple[int, int]:
     convolution.padding,
     strict=True,
   )
-  return tuple((n + sum(edges) - k) // s + 1 for n, k, s, edges in sides)
+  height, width = ((n + sum(edges) - k) // s + 1 for n, k, s, edges in sides)
+  return height, width
 
 
 def convolve(
   convolutions: Sequence[Convolution],
   tail: Callable[[list[Array], list[Array]], list[Array]],
-  operands: Sequence[Array],
-  dtypes: Sequence[jnp.dtype],
+  operands: Sequence[ArrayLike],
+  dtypes: Sequence[Any],
   interpret: bool = False,
 ) -> list[Array]:
-  """What elementwise steps make of convolutions of one shape of output.
+  """Elementwise operations on the sums of convolutions, as one kernel.
 
   Args:
-    convolutions: one or more; see `suits`.
+    convolutions: one or more with outputs of the same shape; see `suits`.
     tail: (sums, operands) -> outputs, all of them tiles [rows, columns].
-    operands: what it reads beside the sums: one number [1], one for each
-      channel [N], or one for each output [B, H, W, N].
-    dtypes: of the outputs.
-    interpret: runs on a CPU, slowly.
+    operands: other operands of the tail: one number [1], one for each channel
+      [N], or one for each output [B, H, W, N].
+    dtypes: types of the outputs.
+    interpret: whether to run on a CPU, slowly.
 
   Returns:
     One array [B, H, W, N] for each of `dtypes`.
@@ -208,8 +224,10 @@ def convolve(
     rows = pl.program_id(1) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
     inside = rows < pixels if partial else None
     whole = (tile.rows, tile.columns)
-    mask = jnp.broadcast_to(inside[:, None], whole) if partial else None
-    # Before the sums, so that memory has something to do meanwhile.
+    mask = None
+    if inside is not None:
+      mask = jnp.broadcast_to(inside[:, None], whole)
+    # Loaded before the sums, so that memory is read while these are computed.
     beside = [
       triton.load(ref, mask=mask) if x.ndim > 1 else ref[...]
       for x, ref in zip(operands, refs[given:], strict=False)
@@ -243,7 +261,7 @@ def convolve(
       arrays.append(x)
   outputs = pl.pallas_call(
     body,
-    # Tiles of the same pixels follow each other, while these are in the cache.
+    # Tiles of the same pixels follow each other while these are in the cache.
     grid=(channels // tile.columns, pl.cdiv(pixels, tile.rows)),
     in_specs=specs,
     out_specs=[block] * len(dtypes),

@@ -1,14 +1,17 @@
 """Uniform affine fake quantization, with the bit-width as traced data."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Shaped
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.quantization.numerics.widths import MAX_BITS, MIN_BITS
+
+# Floats of any shape.
+Floats = Float[ArrayLike, '...'] | float | np.floating
 
 
 class Grid(NamedTuple):
@@ -18,11 +21,11 @@ class Grid(NamedTuple):
   -z, to `high`, 2^b - 1 - z, and a code times the scale is the value.
   """
 
-  scale: Float[Array, '...']  # broadcasts against the tensor, as the next two
-  low: Float[Array, '...']
-  high: Float[Array, '...']
+  scale: Floats  # broadcasts against the tensor, as the next two
+  low: Floats
+  high: Floats
   # Whether the quantizer is switched off; None if it cannot be.
-  identity: Bool[Array, ''] | None
+  identity: Bool[ArrayLike, ''] | bool | None
 
 
 @jax.custom_jvp
@@ -35,11 +38,14 @@ def round_ste(x: Float[Array, '*s']) -> Float[Array, '*s']:
 
 
 @round_ste.defjvp
-def _round_ste_jvp(primals, tangents):
+def _round_ste_jvp(
+  primals: tuple[Any], tangents: tuple[Any]
+) -> tuple[Any, Any]:
+  """Rounded values, and the tangents unchanged."""
   return round_ste(*primals), tangents[0]
 
 
-def largest_code(bits: Int[ArrayLike, '*s']) -> Float[Array, '*s']:
+def largest_code(bits: Int[ArrayLike, '...'] | int) -> Float[Array, '...']:
   """The largest code of b bits, 2^b - 1, as float32; exact up to 16 bits."""
   one = jnp.ones((), jnp.int32)
   bits = jnp.clip(bits, MIN_BITS, MAX_BITS).astype(jnp.int32)
@@ -47,9 +53,9 @@ def largest_code(bits: Int[ArrayLike, '*s']) -> Float[Array, '*s']:
 
 
 def grid(
-  scale: Float[Array, '...'],
-  zero_point: Float[Array, '...'],
-  bits: Int[ArrayLike, ''],
+  scale: Floats,
+  zero_point: Floats,
+  bits: Int[ArrayLike, ''] | int,
   max_bits: int | None = None,
 ) -> Grid:
   """The values that a quantizer can represent at some bits.
@@ -71,13 +77,12 @@ def grid(
   return Grid(jnp.where(identity, 1.0, scale), low, high, identity)
 
 
-def encode(x: Shaped[ArrayLike, '...'], grid: Grid) -> Float[Array, '...']:
+def encode(x: Float[ArrayLike, '...'], grid: Grid) -> Float[Array, '...']:
   """Codes of x minus the zero point: integers, in float32 or wider.
 
   Where the quantizer is switched off they are x itself. The gradient is zero
   where x is clipped, as in LSQ (Esser et al. 2020).
   """
-  x = jnp.asarray(x)
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   # The scales are divided, not the values: a division for each value would take
   # longer than everything else here.
@@ -87,12 +92,12 @@ def encode(x: Shaped[ArrayLike, '...'], grid: Grid) -> Float[Array, '...']:
 
 
 def fake_quant(
-  x: Float[Array, '...'],
-  scale: Float[Array, '...'],
-  zero_point: Float[Array, '...'],
-  bits: Int[ArrayLike, ''],
+  x: Float[ArrayLike, '...'],
+  scale: Floats,
+  zero_point: Floats,
+  bits: Int[ArrayLike, ''] | int,
 ) -> Float[Array, '...']:
-  """x quantized to b bits and dequantized again, in the type of x.
+  """The values x, quantized to b bits and dequantized, in the type of x.
 
   The gradient passes straight through the rounding and is zero where x is
   clipped; that of the scale is therefore the one of LSQ (Esser et al. 2020).

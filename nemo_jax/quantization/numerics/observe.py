@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike as NumberLike
 from jaxtyping import Float, Int, Num, Shaped, UInt
 
 from nemo_jax.core.types import Array, ArrayLike, InputError
@@ -18,9 +18,9 @@ _BLOCK = 2**16
 
 
 def count(
-  values: Shaped[Array, '...'],
-  low: Num[NumberLike, ''],
-  high: Num[NumberLike, ''],
+  values: Shaped[ArrayLike, '...'],
+  low: Num[ArrayLike, ''] | float | np.floating,
+  high: Num[ArrayLike, ''] | float | np.floating,
 ) -> UInt[Array, ' bins']:
   """Number of values in each of BINS equal bins of [low, high], uint32.
 
@@ -41,9 +41,7 @@ def count(
   return counts.at[_bins(values, low, high).ravel()].add(1)
 
 
-def _bins(
-  values: Array, low: NumberLike, high: NumberLike
-) -> Int[Array, '...']:
+def _bins(values: ArrayLike, low: Any, high: Any) -> Int[Array, '...']:
   """The bin of [low, high] that each value is in, int32."""
   width = jnp.where(high > low, high - low, 1)
   index = (values.astype(jnp.float32) - low) / width * BINS
@@ -51,10 +49,10 @@ def _bins(
 
 
 def histogram(
-  values: Shaped[Array, '...'],
-  low: Num[NumberLike, ''],
-  high: Num[NumberLike, ''],
-  weights: Num[NumberLike, '...'] | None = None,
+  values: Shaped[ArrayLike, '...'],
+  low: Num[ArrayLike, ''] | float | np.floating,
+  high: Num[ArrayLike, ''] | float | np.floating,
+  weights: Num[ArrayLike, '...'] | float | None = None,
 ) -> Float[ArrayLike, ' bins']:
   """Total weight of the values in each of BINS equal bins of [low, high].
 
@@ -91,7 +89,7 @@ def histogram(
 
 
 def total(
-  counts: Sequence[Num[ArrayLike, ' bins']],
+  counts: Sequence[Num[ArrayLike, ' bins']] | Num[ArrayLike, 'parts bins'],
 ) -> Num[ArrayLike, ' bins']:
   """The sum of histograms, scaled to fit int32; float32 if they are traced.
 

@@ -1,4 +1,4 @@
-"""Ranges of quantizers, for every bit-width at once, from real values."""
+"""Calibration of quantization ranges, for all bit-widths at once."""
 
 import functools
 from typing import NamedTuple
@@ -6,38 +6,45 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float, Int, Num, Shaped
 
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.quantization.numerics import fake_quant as fake_quant_lib
 from nemo_jax.quantization.numerics import observe
 from nemo_jax.quantization.numerics.widths import WIDTHS
 
 METHODS = ('least_squares', 'min_max', 'percentile')
 SCHEMES = ('symmetric', 'asymmetric')
-# Clipping is worth searching for where steps are coarse; above this width
-# the least squared error is that of the full range to within a rounding.
+# Clipped ranges are tried up to this width, where quantization is coarse. At
+# wider ones the full range has the least squared error, up to rounding.
 _SEARCHED_BITS = 8
-# Below it one over the scale would overflow; such a tensor is all but zero.
+# With a smaller scale its inverse would overflow; the tensor is nearly zero.
 _LEAST_SCALE = 1e-37
 
 
 class Range(NamedTuple):
-  """Scale and zero point of one quantizer, a row for each of WIDTHS."""
+  """Scale and zero point of one quantizer; W rows, one for each of WIDTHS.
 
-  scale: Array  # [B, ...] float32, broadcasts against the tensor
-  zero_point: Array  # [B, ...] float32, integers
+  A row broadcasts against the tensor. Zero points are integers.
+  """
 
-  def at(self, bits: Array) -> tuple[Array, Array]:
-    """Scale and zero point for `bits`, a traced integer."""
+  scale: Float[Array, 'W ...']
+  zero_point: Float[Array, 'W ...']
+
+  def at(
+    self, bits: Int[ArrayLike, ''] | int
+  ) -> tuple[Float[Array, '*row'], Float[Array, '*row']]:
+    """Scale and zero point at a width, which may be traced."""
     row = jnp.clip(bits, WIDTHS[0], WIDTHS[-1]) - WIDTHS[0]
     return self.scale[row], self.zero_point[row]
 
 
 def _affine(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
-  """Scale and zero point that put [low, high] and 0 on 2^b codes.
+  """Scale and zero point with which 2^b codes span [low, high] and 0.
 
-  Jacob et al. 2018, section 3. Data without negatives gets zero point 0 and
-  so is unsigned.
+  Jacob et al. 2018, section 3. Data without negative values has zero point 0,
+  which is unsigned quantization.
   """
   low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
   scale = (high - low) / fake_quant_lib.largest_code(bits)
@@ -46,7 +53,7 @@ def _affine(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
 
 
 def _symmetric(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
-  """Scale that puts the larger of |low| and |high| on the last code."""
+  """Scale that maps max(|low|, |high|) to the last code, and zero point."""
   middle = (fake_quant_lib.largest_code(bits) + 1) / 2
   bound = jnp.maximum(jnp.abs(low), jnp.abs(high))
   scale = bound / (middle - 1)
@@ -55,7 +62,10 @@ def _symmetric(low: Array, high: Array, bits: Array) -> tuple[Array, Array]:
 
 
 def _shrink(scheme: str) -> Array:
-  """[R, 2]: by how much to draw in the ends; symmetric ones go together."""
+  """Factors [R, 2] to try on the two ends of a range.
+
+  For symmetric ranges both are the same.
+  """
   steps = jnp.linspace(1, 1 / 32, 32)
   if scheme == 'symmetric':
     return jnp.stack([steps, steps], axis=-1)
@@ -64,15 +74,26 @@ def _shrink(scheme: str) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=('axes', 'scheme', 'method'))
-def _range(values, counts, low, high, axes, scheme, method) -> Range:
-  """A `Range` within [low, high]; least squared error by grid search.
+def _range(
+  values: Array,
+  counts: ArrayLike | float,
+  low: Array,
+  high: Array,
+  axes: tuple[int, ...],
+  scheme: str,
+  method: str,
+) -> Range:
+  """A `Range` within [low, high].
+
+  With `least_squares` it is the one of least squared error, by grid search;
+  else it is [low, high].
 
   Args:
-    values: any shape; `axes` are those that share a range.
-    counts: weighs the values; broadcasts against them.
-    low: lower bound, `axes` kept at size 1.
-    high: upper bound.
-    axes: see values.
+    values: any shape.
+    counts: weights of the squared errors; broadcast against the values.
+    low: lower bound, with `axes` kept at size 1.
+    high: upper bound, likewise.
+    axes: axes of the values along which they share a range.
     scheme: `symmetric` or `affine`.
     method: one of METHODS.
   """
@@ -99,24 +120,24 @@ def _range(values, counts, low, high, axes, scheme, method) -> Range:
 
 
 def weight_range(
-  weight: Array,
+  weight: Shaped[Array, '...'],
   channel_axes: tuple[int, ...],
   method: str = 'least_squares',
   scheme: str = 'symmetric',
-  percentile: float = 99.99,
-  power: Array | float = 1.0,
+  percentile: float | int = 99.99,
+  power: Num[ArrayLike, '...'] | float = 1.0,
 ) -> Range:
   """The range of a weight.
 
   Args:
     weight: any shape.
-    channel_axes: axes with a scale for every index, where the scheme is
-      symmetric. The asymmetric one, the paper's, has one scale a tensor.
+    channel_axes: axes with a scale for each index, in the symmetric scheme. In
+      the asymmetric one, that of the NEMO paper, the tensor has one scale.
     method: one of METHODS.
     scheme: one of SCHEMES.
-    percentile: for that method, how many per cent of the values lie within.
-    power: broadcasts against the weight: what the squared error of each value
-      counts, for least squares.
+    percentile: for the method `percentile`, per cent of the values in range.
+    power: for `least_squares`, the weight of each value's squared error;
+      broadcasts against `weight`.
   """
   weight = weight.astype(jnp.float32)
   keep = channel_axes if scheme == 'symmetric' else ()
@@ -130,27 +151,27 @@ def weight_range(
     high = jnp.max(weight, axis=axes, keepdims=True)
   scheme = 'symmetric' if scheme == 'symmetric' else 'affine'
   table = _range(weight, power, low, high, axes, scheme, method)
-  # A lone scale is a scalar, for a weight that is seen in several ranks.
+  # A single scale has no axes, as the weight may be used in several ranks.
   return table if keep else Range(*(jnp.ravel(column) for column in table))
 
 
 def activation_range(
-  low: Array,
-  high: Array,
-  counts: Array,
+  low: Num[ArrayLike, ''] | float | np.floating,
+  high: Num[ArrayLike, ''] | float | np.floating,
+  counts: Num[ArrayLike, ' bins'],
   method: str = 'least_squares',
-  percentile: float = 99.99,
+  percentile: float | int = 99.99,
 ) -> Range:
-  """The range of an activation, one for the tensor, affine.
+  """The affine range of an activation, one for the tensor.
 
   Args:
-    low: float32[], the least value seen.
-    high: float32[], the greatest.
-    counts: [observe.BINS], the histogram between them, or a sum of several.
+    low: the least value observed.
+    high: the greatest.
+    counts: histogram of observe.BINS bins between them, or a sum of several.
     method: one of METHODS.
-    percentile: as for a weight.
+    percentile: as for `weight_range`.
   """
-  if not isinstance(counts, jax.core.Tracer):
+  if not isinstance(counts, Tracer):
     counts = np.asarray(counts)
     if np.all(counts == np.floor(counts)):
       counts = observe.fitted(counts.astype(np.int64))

@@ -5,7 +5,7 @@ then stays in floating point.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def check_bits(bits: Any, count: int) -> Int[Array, ' N']:
   return jnp.asarray(np.minimum(bits, MAX_BITS + 1), jnp.int32)
 
 
-def check_choices(bit_widths: Sequence[int]) -> tuple[int, ...]:
+def check_choices(bit_widths: Iterable[Any]) -> tuple[Any, ...]:
   """The bit-widths that a search chooses from, checked, as a tuple.
 
   Raises:

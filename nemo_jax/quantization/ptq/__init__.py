@@ -1,1 +1,1 @@
-"""Post-training quantization: better codes and ranges than rounding."""
+"""Post-training quantization: codes and ranges better than plain rounding."""

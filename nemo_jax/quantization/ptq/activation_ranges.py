@@ -1,14 +1,16 @@
-"""Ranges of activations, by the error that they leave in a layer's output."""
+"""Ranges of activations with the least error in the outputs of layers."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jaxtyping import Float
 
 from nemo_jax.core import batches
-from nemo_jax.core.types import Array, PyTree
+from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.numerics import fake_quant, observe
 from nemo_jax.quantization.numerics import ranges as ranges_lib
@@ -20,15 +22,21 @@ from nemo_jax.quantization.trace.analysis import Site
 def by_quantizer(
   quantized: transform.Quantized, layers: list[Layer]
 ) -> dict[int, list[Layer]]:
-  """The layers that consume each activation that nothing else consumes."""
+  """The layers that consume an activation, by its quantizer.
+
+  Activations that other operations consume too are left out.
+  """
   uses = [site.quantizer for site in quantized.analysis.sites]
-  found = {}
+  found: dict[int, list[Layer]] = {}
   for layer in layers:
     found.setdefault(layer.input.quantizer, []).append(layer)
   return {q: ls for q, ls in found.items() if uses.count(q) == len(ls)}
 
 
-def _bounds(consumers, moments) -> tuple[Array, Array]:
+def _bounds(
+  consumers: list[Layer], moments: dict[Site, Moments]
+) -> tuple[Array, Array]:
+  """The least and the greatest value of the input of some layers."""
   low = functools.reduce(
     jnp.minimum, (jnp.min(moments[x.weight].low) for x in consumers)
   )
@@ -52,21 +60,24 @@ def find(
 ) -> dict[int, ranges_lib.Range]:
   """Least-squares ranges of activations, by quantizer.
 
-  The squared error of a value counts alike, or as much as the weights that it
-  meets make of it: the sum of their squares, which is what is left of the error
-  in the layer's output if those of channels are independent. Of the two ranges
-  of a width the one is taken that leaves less error in the outputs themselves.
+  With `by_output`, there are two candidates at each width: the range of least
+  squared error, and that of least weighted squared error. The weight of a value
+  is the sum of the squares of the weights that it is multiplied with; so the
+  weighted error is that in the layer's output, if the errors of channels are
+  independent. The candidate with less squared error in the output itself, on
+  the first 4 * `chunk` examples, is returned.
 
   Args:
     quantized: from `quantize`.
-    variables: its weights.
+    variables: of the network.
     inputs: a pytree of arrays [B, ...].
     consumers: from `by_quantizer`.
-    moments: of the layers' inputs, equalized.
-    matrices: [G, D, C / G] of the layers, equalized.
+    moments: moments of the layers' inputs, equalized.
+    matrices: weights of the layers as matrices [G, D, C / G], equalized.
     equalizers: what inputs are multiplied by before they are quantized.
-    by_output: whether errors are weighed; else they count alike.
-    chunk: examples at once.
+    by_output: whether the errors in outputs decide; else the range is that of
+      least squared error.
+    chunk: examples that are run at once.
   """
   if not consumers:
     return {}
@@ -103,15 +114,25 @@ def find(
 
 
 def _equalized(
-  equalizers: dict[Site, Array], layer: Layer, value: Array
-) -> Array:
-  """The input of a layer as it is before it is quantized."""
+  equalizers: dict[Site, Array], layer: Layer, value: ArrayLike
+) -> ArrayLike:
+  """The input of a layer as it is when it is quantized."""
   factor = equalizers.get(layer.input)
   return value if factor is None else value * factor
 
 
-def _counter(layers, limits, matrices, equalized, by_output: bool):
-  """(layer, input) -> its histograms: of values alike, and by importance."""
+def _counter(
+  layers: list[Layer],
+  limits: dict[Site, tuple[Array, Array]],
+  matrices: dict[Site, Array],
+  equalized: Callable[[Layer, ArrayLike], ArrayLike],
+  by_output: bool,
+) -> Callable[[Layer, ArrayLike], Array]:
+  """A function (layer, input) -> histograms of the input, by row.
+
+  The first is without weights. With `by_output` there is a second one, in which
+  the values of a channel are weighted; see `find`.
+  """
   importance = {
     layer.weight: jnp.sum(
       layer.by_channel(jnp.sum(matrices[layer.weight] ** 2, axis=-1)), axis=0
@@ -129,8 +150,20 @@ def _counter(layers, limits, matrices, equalized, by_output: bool):
   return count
 
 
-def _errors(tables, matrices, equalized):
-  """(layer, input) -> [2, K], squared errors of its output by both tables."""
+def _errors(
+  tables: dict[int, ranges_lib.Range],
+  matrices: dict[Site, Array],
+  equalized: Callable[[Layer, ArrayLike], ArrayLike],
+) -> Callable[[Layer, ArrayLike], Array]:
+  """A function (layer, input) -> [2, K] squared errors of its output.
+
+  There is one for each of two ranges of its input, at each of K widths.
+
+  Args:
+    tables: both ranges of each quantizer, stacked.
+    matrices: weights of the layers, equalized.
+    equalized: (layer, input) -> input as it is quantized.
+  """
   widths = jnp.asarray(widths_lib.CODED)
 
   def errors(layer, value):
@@ -151,8 +184,16 @@ def _errors(tables, matrices, equalized):
   return errors
 
 
-def _better(tables: ranges_lib.Range, errors: Array) -> ranges_lib.Range:
-  """Of two tables, row by row, the one with less error [2, K]."""
+def _better(
+  tables: ranges_lib.Range, errors: Float[ArrayLike, '2 K']
+) -> ranges_lib.Range:
+  """The range with less error of two, chosen for each width.
+
+  Args:
+    tables: both ranges, stacked.
+    errors: of both, at the widths `widths.CODED`; beyond them the first is
+      taken.
+  """
   rows = np.zeros(len(widths_lib.WIDTHS), int)
   rows[: len(widths_lib.CODED)] = np.argmin(np.asarray(errors), axis=0)
   index = np.arange(len(rows))

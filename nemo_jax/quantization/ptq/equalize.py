@@ -1,26 +1,30 @@
-"""Cross-layer equalization: channels of a tensor in ranges that are alike.
+"""Cross-layer equalization: the channels of a tensor get similar ranges.
 
-Nagel et al. 2019 (arXiv 1906.04721), section 4.1: between two layers a channel
-may be divided by any positive factor and the weights that meet it multiplied by
-the same, as long as what lies between commutes with it. Here the first layer,
-its norm and the bounds of its activation function are not rewritten but taken
-to have been: what the second layer consumes is divided before it is quantized.
+Nagel et al. 2019 (arXiv 1906.04721), section 4.1: between two layers, a channel
+may be divided by any positive factor, and the weights that it is multiplied
+with multiplied by the same factor, if the operations in between commute with
+the division. The first layer, its norm and the bounds of its activation
+function would absorb the division. Here they are not rewritten: instead, the
+input of the second layer is divided before it is quantized.
 """
 
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.ptq.layers import Layer, Moments
-from nemo_jax.quantization.trace.program import (
+from nemo_jax.quantization.trace.equations import (
   MATRIX_PRODUCTS,
   Equation,
-  Program,
   sub_jaxprs,
 )
+from nemo_jax.quantization.trace.program import Program
 
-# Scale with their input, if what they add or compare with is scaled too.
+# Outputs scale with the input if the other operand, which is added or compared,
+# is scaled too.
 _AFFINE = ('add', 'sub', 'mul', 'div')
 _CLIPS = ('max', 'min', 'clamp')
 _PASSING = (
@@ -32,15 +36,16 @@ _PASSING = (
   'reshape',
   'squeeze',
 )
-# Exponents of a channel's range and of its weights' in the factors that are
-# tried; both 0 leave the layer as it is, both 1/2 are Nagel's.
+# Exponents of the ranges of a channel and of its weights in the factors to try.
+# Two zeros leave the layer as it is; two halves are Nagel's factors.
 EXPONENTS = tuple(np.linspace(0, 1, 5))
-# A channel that is this much weaker than the strongest counts as dead.
+# A channel with less than this share of the largest range counts as dead; its
+# range is then taken to be this share.
 _DEAD = 1e-4
 
 
-def _clips(eqn) -> bool:
-  """Whether an equation with equations inside does no more than clip."""
+def _clips(eqn: jex.core.JaxprEqn) -> bool:
+  """Whether an equation, with all equations inside, does no more than clip."""
   subs = sub_jaxprs(eqn)
   if subs:
     return all(_clips(e) for s in subs for e in s.eqns)
@@ -48,7 +53,12 @@ def _clips(eqn) -> bool:
 
 
 def _commutes(equation: Equation, moving: list[int]) -> bool:
-  """Whether channels scaled in the operands `moving` come out scaled."""
+  """Whether outputs are scaled by channel if the inputs are.
+
+  Args:
+    equation: any equation.
+    moving: the operands that depend on the examples, whose channels are scaled.
+  """
   if equation.name in ('sub', 'div') and moving != [0]:
     return False
   if equation.name in (*_AFFINE, *_CLIPS):
@@ -59,8 +69,10 @@ def _commutes(equation: Equation, moving: list[int]) -> bool:
 
 
 def _is_free(program: Program, slot: int) -> bool:
-  """Whether the layer before can be made to scale the channels in a slot."""
-  moving, maker, uses = set(program.examples), {}, {}
+  """Whether one layer computes a slot, for one use, and could scale it."""
+  moving = set(program.examples)  # slots that depend on the examples
+  maker: dict[int, Equation] = {}
+  uses: dict[int, int] = {}
   for equation in program.equations:
     for source in set(equation.inputs):
       uses[source] = uses.get(source, 0) + 1
@@ -86,7 +98,11 @@ def _is_free(program: Program, slot: int) -> bool:
 def free_layers(
   quantized: transform.Quantized, layers: list[Layer]
 ) -> list[Layer]:
-  """Those whose input one layer makes, for them alone, and could scale."""
+  """Layers whose input one other layer computes for them alone.
+
+  That layer could scale the channels of the input, as the operations in between
+  commute with it.
+  """
   sites = [site.quantizer for site in quantized.analysis.sites]
   return [
     layer
@@ -96,19 +112,22 @@ def free_layers(
   ]
 
 
-def factors(layer: Layer, weight: Array, moments: Moments) -> Array:
-  """float32[channels]: powers of two, which divide each channel of the input.
+def factors(
+  layer: Layer, weight: Float[ArrayLike, '... C'], moments: Moments
+) -> Float[Array, ' channels']:
+  """Factors that divide each channel of a layer's input, powers of two.
 
-  Of r^a / w^b, with r the largest value of a channel and w the largest weight
-  that meets it, the exponents are those that leave least error in the output,
-  taken as that of uniform rounding at equal widths: of each output's weights
-  times the power of the inputs, and of the input times that of the weights.
-  Powers of two divide without rounding.
+  They are r^a / w^b, with r the largest value of a channel and w the largest
+  weight that it is multiplied with, rounded to powers of two, with which
+  division is exact. The exponents, two of EXPONENTS, are those of least error
+  in the output. The error is that of uniform rounding with equal widths: the
+  rounding error of each output's weights times the power of the inputs, plus
+  that of the input times the power of the weights.
 
   Args:
     layer: from `free_layers`.
-    weight: as it is used there.
-    moments: of its input.
+    weight: its weight.
+    moments: moments of its input.
   """
   largest = lambda rows: jnp.max(layer.by_channel(rows), axis=0)
   matrices = layer.as_matrices(weight)
@@ -122,7 +141,7 @@ def factors(layer: Layer, weight: Array, moments: Moments) -> Array:
   def error(factor):
     spread = layer.to_inputs(factor)
     scaled = matrices * spread[..., None]
-    # A signed code spans twice the largest weight.
+    # Signed codes span twice the largest weight.
     steps = 2 * jnp.max(jnp.abs(scaled), axis=1) / jnp.sqrt(12)
     weights = jnp.sum(
       jnp.sum(steps**2, axis=-1) * jnp.sum(power / spread**2, axis=-1)

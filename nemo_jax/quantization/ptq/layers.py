@@ -1,27 +1,30 @@
-"""Layers, which are products of images and a weight, and what they see.
+"""Layers, products of an activation and a weight, and moments of their inputs.
 
-A weight is taken as matrices [G, D, C / G]: G groups, D inputs of an output, C
-outputs. The inputs of a convolution's are the taps of its window times the
-channels of a group.
+A weight is written as matrices [G, D, C / G] with G groups, C outputs, and D
+inputs for each output. For a convolution, D is the number of taps of the window
+times the channels of a group. In annotations, O is C / G.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jaxtyping import Float, Shaped
 
 from nemo_jax.core import batches
-from nemo_jax.core.types import Array, PyTree
+from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.quantization import transform
 from nemo_jax.quantization.trace.analysis import Site
-from nemo_jax.quantization.trace.program import MATRIX_PRODUCTS, Equation
+from nemo_jax.quantization.trace.equations import MATRIX_PRODUCTS, Equation
 
 
 class Layer(NamedTuple):
-  """A product that is understood here: x @ w, or one of NHWC and HWIO."""
+  """A product x @ w, or a convolution of layouts NHWC and HWIO of any rank."""
 
   weight: Site
   input: Site
@@ -29,47 +32,58 @@ class Layer(NamedTuple):
 
   @property
   def groups(self) -> int:
-    """Of the channels."""
+    """Number of groups, G."""
     return self.equation.params.get('feature_group_count', 1)
 
   @property
   def taps(self) -> int:
-    """Positions of the window."""
-    return math.prod(self.equation.eqn.invars[1].aval.shape[:-2])
+    """Number of positions in the window."""
+    return math.prod(self.equation.in_avals[1].shape[:-2])
 
-  def as_matrices(self, weight: Array) -> Array:
-    """A weight [..., C], or any array laid out like it, as [G, D, C / G]."""
+  def as_matrices(
+    self, weight: Shaped[ArrayLike, '... C']
+  ) -> Shaped[Array, 'G D O']:
+    """A weight, or an array of its shape, as matrices [G, D, C / G]."""
     flat = weight.reshape(-1, self.groups, weight.shape[-1] // self.groups)
     return jnp.swapaxes(flat, 0, 1)
 
-  def as_weight(self, matrices: Array) -> Array:
-    """The inverse of `as_matrices`."""
-    shape = self.equation.eqn.invars[1].aval.shape
+  def as_weight(
+    self, matrices: Shaped[Array, 'G D O']
+  ) -> Shaped[Array, '... C']:
+    """Matrices in the shape of the weight; the inverse of `as_matrices`."""
+    shape = self.equation.in_avals[1].shape
     return jnp.swapaxes(matrices, 0, 1).reshape(shape)
 
-  def to_inputs(self, channels: Array) -> Array:
-    """[G, D]: a value of each channel of the images, for every input."""
+  def to_inputs(
+    self, channels: Shaped[Array, ' channels']
+  ) -> Shaped[Array, 'G D']:
+    """Values of the input's channels, repeated for every input of an output."""
     rows = channels.reshape(self.groups, 1, -1)
     return jnp.repeat(rows, self.taps, axis=1).reshape(self.groups, -1)
 
-  def by_channel(self, inputs: Array) -> Array:
-    """[taps, channels of the images]: values of every input [G, D]."""
+  def by_channel(
+    self, inputs: Shaped[Array, 'G D']
+  ) -> Shaped[Array, 'taps channels']:
+    """Values of every input of an output, by tap and channel of the input."""
     rows = inputs.reshape(self.groups, self.taps, -1)
     return jnp.swapaxes(rows, 0, 1).reshape(self.taps, -1)
 
-  def multiply(self, images: Array, weight: Array) -> Array:
-    """The product as it was traced."""
+  def multiply(
+    self, inputs: Shaped[ArrayLike, '...'], weight: Shaped[ArrayLike, '...']
+  ) -> Shaped[Array, '...']:
+    """The product of other operands, as it was traced."""
     primitive = self.equation.eqn.primitive
-    return primitive.bind(images, weight, **self.equation.params)
+    return primitive.bind(inputs, weight, **self.equation.params)
 
 
 def _is_understood(equation: Equation) -> bool:
+  """Whether it is a product that `Layer` describes."""
   if equation.name not in MATRIX_PRODUCTS:
     return False
   numbers = equation.params['dimension_numbers']
   if equation.name == 'dot_general':
     (left, right), batched = numbers
-    shapes = [v.aval.shape for v in equation.eqn.invars]
+    shapes = [aval.shape for aval in equation.in_avals]
     last = (len(shapes[0]) - 1,)
     plain = batched == ((), ()) and (tuple(left), tuple(right)) == (last, (0,))
     return plain and len(shapes[1]) == 2
@@ -86,8 +100,12 @@ def _is_understood(equation: Equation) -> bool:
 
 
 def find(quantized: transform.Quantized) -> list[Layer]:
-  """The layers that are understood, of weights that are used once."""
-  quantizers, by_operation = quantized.quantizers, {}
+  """The layers of a network whose weights are used once.
+
+  Products that `Layer` does not describe are left out.
+  """
+  quantizers = quantized.quantizers
+  by_operation: dict[str, dict[int, Site]] = {}
   for site in quantized.analysis.sites:
     by_operation.setdefault(site.operation, {})[site.operand] = site
   uses = [site.quantizer for site in quantized.analysis.sites]
@@ -108,16 +126,19 @@ def find(quantized: transform.Quantized) -> list[Layer]:
 
 
 class Moments(NamedTuple):
-  """Of what meets each row of a weight, over images and output positions."""
+  """Moments of the inputs of a layer's outputs.
 
-  count: Array  # float32[]
-  total: Array  # float32[G, D], their sum
-  square: Array  # float32[G, D, D], the sum of their outer products
-  low: Array  # float32[G, D], the least
-  high: Array  # float32[G, D]
+  They are over all examples and output positions, for each of D inputs.
+  """
 
-  def __add__(self, other: 'Moments') -> 'Moments':
-    """Those of both samples."""
+  count: Float[Array, '']  # number of positions
+  total: Float[Array, 'G D']  # sum of the inputs
+  square: Float[Array, 'G D D']  # sum of their outer products
+  low: Float[Array, 'G D']  # the least
+  high: Float[Array, 'G D']  # the greatest
+
+  def joined(self, other: 'Moments') -> 'Moments':
+    """The moments of both samples."""
     return Moments(
       self.count + other.count,
       self.total + other.total,
@@ -126,8 +147,8 @@ class Moments(NamedTuple):
       jnp.maximum(self.high, other.high),
     )
 
-  def divided(self, factors: Array) -> 'Moments':
-    """Those of the inputs over positive factors [G, D]."""
+  def divided(self, factors: Float[Array, 'G D']) -> 'Moments':
+    """The moments of the inputs divided by positive factors."""
     return Moments(
       self.count,
       self.total / factors,
@@ -137,12 +158,17 @@ class Moments(NamedTuple):
     )
 
 
-def _rows(layer: Layer, images: Array) -> Array:
-  """[G, n, D]: the inputs of each output, at all n positions of all images."""
+def _rows(layer: Layer, images: ArrayLike) -> Array:
+  """The inputs of each output [G, n, D], at all n positions of all images.
+
+  Args:
+    layer: a layer.
+    images: its input, of any number of spatial axes; [..., D] for x @ w.
+  """
   if layer.equation.name == 'dot_general':
-    return images.reshape(1, -1, images.shape[-1])
+    return jnp.reshape(images, (1, -1, images.shape[-1]))
   params = layer.equation.params
-  window = layer.equation.eqn.invars[1].aval.shape[:-2]
+  window = layer.equation.in_avals[1].shape[:-2]
   steps = zip(
     window, params['rhs_dilation'], params['window_strides'], strict=True
   )
@@ -167,7 +193,8 @@ def _rows(layer: Layer, images: Array) -> Array:
   return jnp.moveaxis(taps, 2, 0).reshape(groups, len(taps), -1)
 
 
-def _moments_of(layer: Layer, images: Array) -> Moments:
+def _moments_of(layer: Layer, images: ArrayLike) -> Moments:
+  """The moments of a layer's input."""
   rows = _rows(layer, images.astype(jnp.float32))
   return Moments(
     count=jnp.float32(rows.shape[1]),
@@ -178,21 +205,28 @@ def _moments_of(layer: Layer, images: Array) -> Moments:
   )
 
 
-def watch(quantized, variables, inputs, layers, look, add, chunk, title):
-  """What `look` makes of the input of every layer, over all examples.
+def watch(
+  quantized: transform.Quantized,
+  variables: PyTree,
+  inputs: PyTree,
+  layers: list[Layer],
+  look: Callable[[Layer, ArrayLike], PyTree],
+  add: Callable[[Any, Any], PyTree],
+  chunk: int,
+  title: str,
+) -> dict[Site, PyTree]:
+  """Statistics of the input of every layer, by the site of its weight.
 
   Args:
     quantized: from `quantize`; the network runs in float.
-    variables: its weights.
+    variables: of the network.
     inputs: a pytree of arrays [B, ...].
     layers: from `find`.
-    look: (layer, input of the layer) -> a pytree of arrays.
-    add: (a pytree, one of further examples) -> that of both.
-    chunk: examples at once.
-    title: of the progress bar.
-
-  Returns:
-    {layer's weight site: the pytree}.
+    look: (layer, its input for some examples) -> statistics, a pytree of
+      arrays.
+    add: (statistics, statistics of other examples) -> statistics of both.
+    chunk: examples that are run at once.
+    title: title of the progress bar.
   """
   by_input = {layer.input: layer for layer in layers}
 
@@ -209,14 +243,17 @@ def watch(quantized, variables, inputs, layers, look, add, chunk, title):
     quantized.map_operands(variables, part, visit)
     return seen
 
-  join = lambda a, b: {site: add(a[site], b[site]) for site in a}
-  join = jax.jit(join, donate_argnums=0)
+  @functools.partial(jax.jit, donate_argnums=0)
+  def join(a, b):
+    return {site: add(a[site], b[site]) for site in a}
+
   total = None
   starts = range(0, batches.size(inputs), chunk)
   for start in tqdm.tqdm(starts, desc=title, unit='chunk', disable=None):
     part = batches.take(inputs, slice(start, start + chunk))
     seen = see(variables, batches.on_device(part))
     total = seen if total is None else join(total, seen)
+  assert total is not None  # there is at least one example
   return total
 
 
@@ -231,10 +268,10 @@ def collect_moments(
 
   Args:
     quantized: from `quantize`; the network runs in float.
-    variables: its weights.
+    variables: of the network.
     inputs: a pytree of arrays [B, ...].
     layers: from `find`.
-    chunk: examples at once.
+    chunk: examples that are run at once.
   """
   return watch(
     quantized,
@@ -242,7 +279,7 @@ def collect_moments(
     inputs,
     layers,
     _moments_of,
-    Moments.__add__,
+    Moments.joined,
     chunk,
     'second moments',
   )

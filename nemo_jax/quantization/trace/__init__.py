@@ -1,1 +1,1 @@
-"""A function as a program, and what in it is quantized."""
+"""Traces of functions, and the tensors in them that are quantized."""

@@ -1,66 +1,72 @@
-"""What a program quantizes: its quantizers, operations and where they apply."""
+"""Analysis of a program: its quantizers, operations and where they apply."""
 
 import math
 from collections.abc import Container, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nemo_jax.quantization.trace import operations as operations_lib
 from nemo_jax.quantization.trace import program as program_lib
 from nemo_jax.quantization.trace import values as values_lib
+from nemo_jax.quantization.trace.equations import MATRIX_PRODUCTS, Equation
+from nemo_jax.quantization.trace.program import Program
 from nemo_jax.quantization.trace.values import Value, Variable, weight_name
 
-# What reads a part of an array at places that are known.
+# Primitives that read a part of an array at fixed positions.
 _SLICES = ('slice', 'squeeze', 'reshape')
 
 
 class Quantizer(NamedTuple):
-  """A tensor that is stored in a bit-width of its own."""
+  """A tensor that has a bit-width of its own."""
 
-  name: str  # the weight's path, or its first consumer's and the operand
+  name: str  # path of the weight, or name of the first consumer and operand
   is_weight: bool
-  channel_axes: tuple[int, ...]  # of the operand: axes with a scale an index
-  channels: int  # indices along those axes, 1 without
-  elements: int  # in the tensor; for an activation, of one image
+  # Axes of the operand with a scale for each index.
+  channel_axes: tuple[int, ...]
+  channels: int  # number of scales: indices along those axes, 1 without axes
+  elements: int  # in the tensor; of an activation, for one example
 
 
 class Site(NamedTuple):
-  """An operand that a quantizer applies to, whatever the trace numbers it."""
+  """An operand that a quantizer applies to.
 
-  operation: str  # the name of what consumes it
-  operand: int
-  quantizer: int
+  It is the same in all traces of a function, however they number their slots.
+  """
+
+  operation: str  # name of the operation that consumes it
+  operand: int  # index among the operands
+  quantizer: int  # index of the quantizer
 
 
 class Stored(NamedTuple):
-  """A variable or a captured array that is read as it is."""
+  """A variable or a captured array that is not quantized."""
 
-  elements: int  # that are read
+  elements: int  # number that are read
   dtype: np.dtype
 
 
 class Analysis(NamedTuple):
-  """All that quantization needs to know of a program."""
+  """Everything that quantization needs to know of a program."""
 
   quantizers: tuple[Quantizer, ...]
   operations: tuple[operations_lib.Operation, ...]
   sites: tuple[Site, ...]
-  places: dict[str, int]  # the equation of each operation of a site
-  fixed: tuple[str, ...]  # products with what is computed, not stored
-  stored: tuple[Stored, ...]  # what is read in float
-  unread: tuple[int, ...]  # variables that nothing reads, by leaf index
-  roots: tuple[int, ...]  # the slot of the tensor of each quantizer
-  # Axes of weights along which they are repeated for every image.
+  places: dict[str, int]  # index of the equation of each site's operation
+  fixed: tuple[str, ...]  # matrix products that are no layers, as text
+  stored: tuple[Stored, ...]  # arrays that are not quantized
+  unread: tuple[int, ...]  # indices of the variables that nothing reads
+  roots: tuple[int, ...]  # slot of the tensor of each quantizer
+  # Axes of weights along which they are repeated for every example.
   repeated: dict[Site, tuple[int, ...]] = {}
 
-  def slot(self, program: program_lib.Program, site: Site) -> int:
-    """The slot of an operand in the program that was analyzed."""
+  def slot(self, program: Program, site: Site) -> int:
+    """The slot of a site's operand in the program that was analyzed."""
     return program.equations[self.places[site.operation]].inputs[site.operand]
 
 
 def _unique(name: str, taken: Container[str]) -> str:
-  """The name, numbered if it is taken already."""
+  """The name, with a number if it is taken already."""
   unique, repeat = name, 1
   while unique in taken:
     repeat += 1
@@ -69,18 +75,36 @@ def _unique(name: str, taken: Container[str]) -> str:
 
 
 class _Finder:
-  """Quantizers that were found so far, and the operands that they apply to."""
+  """Collects the quantizers and sites of a program.
 
-  def __init__(self, program, values, variables, batch: int):
+  Attributes:
+    quantizers: those found so far; channels of weights are set at the end.
+    sites: those found so far.
+    places: index of the equation of each operation.
+    index_of: index of the quantizer of a tensor, by its root slot.
+    layouts: (channel axes, channels, view) of a weight at each of its uses, by
+      the index of the quantizer.
+    names: names of quantizers that are taken.
+  """
+
+  def __init__(
+    self,
+    program: Program,
+    values: dict[int, Value],
+    variables: Sequence[Variable],
+    batch: int,
+  ):
     self.program, self.values = program, values
     self.variables, self.batch = variables, batch
-    self.quantizers, self.sites = [], []
-    self.places, self.index_of = {}, {}  # of operations; by root slot
-    self.layouts = {}  # of weights: (channel axes, channels, view)
-    self.names = set()  # that are taken
+    self.quantizers: list[Quantizer] = []
+    self.sites: list[Site] = []
+    self.places: dict[str, int] = {}
+    self.index_of: dict[int, int] = {}
+    self.layouts: dict[int, set[Any]] = {}
+    self.names: set[str] = set()
 
   def quantizer(self, value: Value, name: str) -> int:
-    """The quantizer of a tensor, which is new or has been met."""
+    """The index of a tensor's quantizer, which is added if it is new."""
     if value.root not in self.index_of:
       self.index_of[value.root] = len(self.quantizers)
       elements = math.prod(self.program.avals[value.root].shape)
@@ -91,16 +115,18 @@ class _Finder:
       self.quantizers.append(Quantizer(name, is_weight, (), 1, elements))
     return self.index_of[value.root]
 
-  def operation(self, index: int, order: dict[int, int]):
-    """The operation that an equation is; its operands become sites.
+  def operation(
+    self, index: int, order: dict[int, int]
+  ) -> operations_lib.Operation:
+    """The operation of an equation; its operands are added to the sites.
 
     Args:
-      index: of the equation.
-      order: the number of the operation at each equation.
+      index: index of the equation.
+      order: index of the operation of each equation that is one.
     """
     equation = self.program.equations[index]
     ins = [self.values[slot] for slot in equation.inputs]
-    product = equation.name in program_lib.MATRIX_PRODUCTS
+    product = equation.name in MATRIX_PRODUCTS
     active = [i for i, v in enumerate(ins) if v.dynamic]
     static = [i for i, v in enumerate(ins) if product and not v.dynamic]
     weight = static[0] if static else None
@@ -108,7 +134,7 @@ class _Finder:
       equation, self.program.avals, self.batch, weight
     )
     name = facts['kind']
-    if static:
+    if weight is not None:
       name = weight_name(ins[weight], self.variables)
       name = name.rpartition('/')[0] or name
     name = _unique(name, self.places.keys())
@@ -139,7 +165,7 @@ class _Finder:
     )
 
   def cut(self) -> set[tuple[int, int]]:
-    """(equation, operand) of weights: what is read there is quantized."""
+    """(equation, operand) pairs at which a quantized weight is read."""
     return {
       (self.places[site.operation], site.operand)
       for site in self.sites
@@ -147,9 +173,10 @@ class _Finder:
     }
 
   def other_uses(self) -> None:
-    """Makes sites of what reads a weight and is no product of it.
+    """Adds sites for equations that read a weight and are no products.
 
-    A table may be looked up and multiplied: it is stored once, quantized.
+    For example, a table may be both looked up and multiplied. It is stored
+    once, quantized, so the lookup reads quantized values too.
     """
     program, values, cut = self.program, self.values, self.cut()
     read = program_lib.read_slots(program, program.outputs, cut)
@@ -160,7 +187,7 @@ class _Finder:
         index = self.index_of.get(values[slot].root)
         if values[slot].dynamic or index is None or (place, i) in cut:
           continue
-        # A view is quantized where it is read in turn.
+        # A view of the weight is quantized where the view is read.
         if values[equation.outputs[0]].root == values[slot].root:
           continue
         name = f'{self.quantizers[index].name}:{equation.name}'
@@ -173,31 +200,35 @@ class _Finder:
         self.layouts[index] |= views
 
 
-def _sliced(equation, array: np.ndarray) -> np.ndarray:
-  """What one of _SLICES makes of an array."""
+def _sliced(equation: Equation, array: np.ndarray) -> np.ndarray:
+  """The output of one of _SLICES for an array."""
   params = equation.params
   if equation.name != 'slice':
-    return array.reshape(equation.eqn.outvars[0].aval.shape)
+    return array.reshape(equation.out_avals[0].shape)
   starts, ends = params['start_indices'], params['limit_indices']
   steps = params['strides'] or (1,) * len(starts)
   return array[tuple(map(slice, starts, ends, steps))]
 
 
-def _stored(program, cut) -> tuple[Stored, ...]:
+def _stored(program: Program, cut: set[tuple[int, int]]) -> tuple[Stored, ...]:
   """The variables and captured arrays that are not quantized.
 
-  Of an array that is only read in slices, what these hold counts.
+  Of an array that is only read in slices, the elements in these are counted.
+
+  Args:
+    program: the program.
+    cut: (equation, operand) pairs at which a quantized weight is read.
   """
   read = program_lib.read_slots(program, program.outputs, cut)
-  users = {}
+  users: dict[int, list[Equation]] = {}
   for place, equation in enumerate(program.equations):
     if not read.isdisjoint(equation.outputs):
       for i, slot in enumerate(equation.inputs):
         if (place, i) not in cut:
           users.setdefault(slot, []).append(equation)
 
-  def places(slot, own: np.ndarray) -> np.ndarray:
-    """Which of the elements `own` of an array are read."""
+  def places(slot: int, own: np.ndarray) -> np.ndarray:
+    """Those of the elements `own` of an array that are read."""
     by = users.get(slot, [])
     if slot in program.outputs or not all(e.name in _SLICES for e in by):
       return own.ravel()
@@ -205,7 +236,7 @@ def _stored(program, cut) -> tuple[Stored, ...]:
     found = [places(e.outputs[0], x) for e, x in zip(by, parts, strict=True)]
     return np.unique(np.concatenate(found))
 
-  def elements(slot) -> int:
+  def elements(slot: int) -> int:
     shape = program.avals[slot].shape
     if not any(e.name in _SLICES for e in users.get(slot, [])):
       return math.prod(shape)
@@ -221,7 +252,7 @@ def _stored(program, cut) -> tuple[Stored, ...]:
 
 
 def analyze(
-  program: program_lib.Program,
+  program: Program,
   leaf_names: Sequence[str],
   batch: int,
   extra_ops: Sequence[str] = (),
@@ -230,23 +261,24 @@ def analyze(
 
   A weight is an operand of a convolution or matrix product that does not
   depend on the inputs; an activation is one that does. A tensor that several
-  operations consume has one quantizer, also when they see it in other shapes;
-  a weight seen in several layouts has one scale, else one per output channel.
-  What else reads a weight sees the quantized one. Products that sum over no
-  axis, or over one index and have no variable, are multiplications; a product
-  with what is computed from sizes, such as an interpolation, is no layer.
+  operations consume has one quantizer, even if they read it in different
+  shapes. A weight that is read in several layouts has one scale, any other one
+  for each output channel. Other equations that read a weight read its quantized
+  values too. Products that sum over no axis, or over a single index without a
+  variable, are multiplications and not quantized. A product with an operand
+  that is computed from sizes, such as an interpolation, is no layer.
 
   Args:
-    program: flattened `apply(variables, inputs)`, one input a leaf, without
-      dead code.
-    leaf_names: names of the variables' leaves, the first inputs.
-    batch: number of examples, which counts per image are divided by.
-    extra_ops: of OPTIONAL_KINDS; operations beside matrix products whose
-      operands are quantized too.
+    program: flattened `apply(variables, inputs)` without dead code; one input
+      for each leaf.
+    leaf_names: names of the leaves of the variables, the first inputs.
+    batch: number of examples; counts are divided by it.
+    extra_ops: kinds of `operations.OPTIONAL_KINDS` whose operands are quantized
+      besides those of matrix products.
 
   Raises:
     InputError: a product of the inputs is one of complex numbers, or has a
-      weight of whole numbers.
+      weight of integers.
     NotImplementedError: a matrix product of the inputs lies where it cannot
       be reached, such as the body of a `scan`.
   """

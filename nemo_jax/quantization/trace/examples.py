@@ -1,19 +1,22 @@
-"""Whether a function treats every example of a batch alike.
+"""Checks that a function does the same to every example of a batch.
 
-What is quantized is decided by the trace for two examples. A function may be
-traced for any number of them, as long as it does the same to each.
+The trace for two examples decides what is quantized. The function is then run
+with traces for any number of examples, which have to agree with it.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.quantization.trace import program as program_lib
-from nemo_jax.quantization.trace.analysis import Analysis, Quantizer
+from nemo_jax.quantization.trace.analysis import Analysis, Quantizer, Site
 from nemo_jax.quantization.trace.program import Program
 
-# How primitives that draw random numbers are called.
+# How the names of primitives that draw random numbers begin.
 _RANDOM = ('random_bits', 'rng_', 'threefry')
 
 
@@ -21,9 +24,9 @@ def check_sites(few: Analysis, many: Analysis, count: int) -> None:
   """Raises `InputError` unless the same operands are quantized in both.
 
   Args:
-    few: of the trace for two examples.
-    many: of another trace.
-    count: its number of examples.
+    few: analysis of the trace for two examples.
+    many: analysis of another trace.
+    count: number of examples of the other trace.
   """
   if few.sites == many.sites:
     return
@@ -40,8 +43,9 @@ def check_sites(few: Analysis, many: Analysis, count: int) -> None:
 
 
 def check_operations(few: Analysis, many: Analysis, count: int) -> None:
-  """Raises `InputError` unless work and activations grow with the examples.
+  """Raises `InputError` unless both traces do the same work for each example.
 
+  Compared are kinds and MACs of operations, and elements of activations.
   Arguments as for `check_sites`.
   """
   for first, second in zip(few.operations, many.operations, strict=True):
@@ -62,9 +66,10 @@ def check_operations(few: Analysis, many: Analysis, count: int) -> None:
 
 
 def _static_operands(program: Program) -> list[tuple[str, int]]:
-  """What meets the inputs: (name of the equation, slot), in order.
+  """Operands that inputs are computed with, as (name of equation, slot).
 
-  Floating-point numbers alone: whole ones may say which example it is.
+  They are in order, and do not depend on the inputs. Integers are left out, as
+  they may be the indices of examples.
   """
   static = program_lib.static_slots(program)
   return [
@@ -76,10 +81,10 @@ def _static_operands(program: Program) -> list[tuple[str, int]]:
   ]
 
 
-def _text(program: Program, slots: list[int]) -> list:
-  """What computes some slots, equal if it is the same computation."""
+def _text(program: Program, slots: list[int]) -> list[Any]:
+  """The computation of some slots, as a list that can be compared."""
   part = program_lib.needed_for(program, slots)
-  number = {slot: i for i, slot in enumerate(part.inputs)}
+  number: dict[int, Any] = {slot: i for i, slot in enumerate(part.inputs)}
   for slot, value in part.constants.items():
     known = program_lib.is_number(value)
     number[slot] = str(value) if known else program_lib.identity(value)
@@ -92,9 +97,9 @@ def _text(program: Program, slots: list[int]) -> list:
   return [*lines, [number[slot] for slot in slots]]
 
 
-def _numbers(leaf) -> jax.Array:
-  """The leaf, or any numbers where it has no values yet."""
-  if not isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+def _numbers(leaf: Any) -> jax.Array:
+  """The leaf; or random values of its shape if it has none, or is traced."""
+  if not isinstance(leaf, jax.ShapeDtypeStruct | Tracer):
     return jnp.asarray(leaf)
   draw = np.random.default_rng(0)
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -105,8 +110,10 @@ def _numbers(leaf) -> jax.Array:
   return jnp.asarray(draw.integers(0, 2, leaf.shape), leaf.dtype)
 
 
-def _values(program: Program, slots: list[int], leaves) -> list[np.ndarray]:
-  """What is in some slots, which inputs do not decide."""
+def _values(
+  program: Program, slots: list[int], leaves: list[jax.Array]
+) -> list[np.ndarray]:
+  """The values in some slots that do not depend on the inputs."""
   part = program_lib.needed_for(program, slots)
   found = program_lib.run_static(part, leaves)
   return [np.asarray(x, np.complex64) for x in found]
@@ -115,7 +122,7 @@ def _values(program: Program, slots: list[int], leaves) -> list[np.ndarray]:
 def _is_repeated(few: np.ndarray, many: np.ndarray) -> bool:
   """Whether both repeat one array along the axes in which they differ.
 
-  But for rounding, which differs between products of other sizes.
+  Up to rounding, which depends on the sizes of products.
   """
   if few.ndim != many.ndim:
     return False
@@ -129,7 +136,7 @@ def _is_repeated(few: np.ndarray, many: np.ndarray) -> bool:
 
 
 def _is_random(program: Program, slot: int) -> bool:
-  """Whether a value is drawn anew, as noise is for each example."""
+  """Whether a value is computed from random numbers, as noise is."""
   part = program_lib.needed_for(program, [slot])
   return any(e.name.startswith(_RANDOM) for e in part.equations)
 
@@ -140,17 +147,17 @@ def check_static(
   variables: PyTree,
   count: int,
 ) -> None:
-  """Raises `InputError` if what inputs are computed with depends on the batch.
+  """Raises `InputError` if operands depend on the number of examples.
 
   Floating-point operands that do not depend on the inputs have to have the same
   values for any number of examples, or to repeat one value for each of them, as
-  a learned query does. Random numbers for activations are exempt.
+  a learned query does. Random numbers are exempt, unless they are weights.
 
   Args:
-    programs: for two examples, and for `count`.
-    analyses: of both.
-    variables: of the function; arrays without values are made up.
-    count: of examples.
+    programs: the programs for two examples and for `count`.
+    analyses: their analyses.
+    variables: of the function; those without values get random ones.
+    count: number of examples.
   """
   found = [_static_operands(program) for program in programs]
   names = [[name for name, _ in own] for own in found]
@@ -164,7 +171,7 @@ def check_static(
   if texts[0] == texts[1]:
     return
   constants = [x for p in programs for x in p.constants.values()]
-  if any(isinstance(x, jax.core.Tracer) for x in constants):
+  if any(isinstance(x, Tracer) for x in constants):
     raise InputError(
       'apply has captured traced arrays, and computes other numbers from them '
       'for other numbers of examples; give them as variables'
@@ -192,19 +199,23 @@ def check_static(
 
 
 def _kept(few: tuple[int, ...], many: tuple[int, ...]) -> list[int]:
-  """Axes that do not grow with the examples."""
+  """Axes that do not grow with the number of examples."""
   return [i for i, (a, b) in enumerate(zip(few, many, strict=True)) if a == b]
 
 
 def for_one(
   programs: tuple[Program, Program], analyses: tuple[Analysis, Analysis]
 ) -> Analysis:
-  """The first analysis, with what is repeated along the batch counted once.
+  """The first analysis, with weights repeated along the batch counted once.
 
-  Arguments as for `check_static`, which they have passed.
+  Args:
+    programs: the programs for two examples and for more, which `check_static`
+      has accepted.
+    analyses: their analyses.
   """
   few, many = analyses
-  repeated, grows = {}, {}
+  repeated: dict[Site, tuple[int, ...]] = {}
+  grows: dict[int, set[int]] = {}
   for site in few.sites:
     if few.quantizers[site.quantizer].is_weight:
       shapes = [

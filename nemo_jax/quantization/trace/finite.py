@@ -1,4 +1,6 @@
-"""Which tensor makes the outputs of a network not finite."""
+"""Finds what makes the outputs of a network not finite."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,17 @@ from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.trace import program as program_lib
 from nemo_jax.quantization.trace import tracing
 from nemo_jax.quantization.trace import values as values_lib
+from nemo_jax.quantization.trace.equations import bind
 
 
-def _is_finite(x) -> bool:
+def _is_finite(x: Any) -> bool:
+  """Whether all values are finite; integers are."""
   is_number = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
   return not is_number or bool(np.all(np.isfinite(np.asarray(x, np.complex64))))
 
 
 def bad_variables(variables: PyTree) -> list[str]:
-  """Names of the variables that hold values which are not finite."""
+  """Names of the variables that hold values that are not finite."""
   names = tracing.leaf_names(variables)
   leaves = jax.tree.leaves(variables)
   is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -29,12 +33,15 @@ def bad_variables(variables: PyTree) -> list[str]:
 
 
 def culprit(quantized: Quantized, variables: PyTree, example: PyTree) -> str:
-  """Text that names what makes the float network's outputs not finite.
+  """A phrase on why the float network's outputs are not finite.
+
+  It names the first variable that is not finite, else the first operation whose
+  results are not though its operands are, else the inputs.
 
   Args:
     quantized: from `quantize`.
     variables: of the network.
-    example: inputs [1, ...], for which they are not.
+    example: inputs [1, ...], for which the outputs are not finite.
   """
   if bad := bad_variables(variables):
     return f'the variable {bad[0]!r} holds values that are not finite'
@@ -47,7 +54,7 @@ def culprit(quantized: Quantized, variables: PyTree, example: PyTree) -> str:
   found = []
 
   def execute(equation, operands):
-    results = program_lib.bind(equation, operands)
+    results = bind(equation, operands)
     was = all(_is_finite(x) for x in operands)
     if not found and was and not all(_is_finite(x) for x in results):
       static = [known[s] for s in equation.inputs if not known[s].dynamic]

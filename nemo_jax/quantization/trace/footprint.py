@@ -1,4 +1,4 @@
-"""How much memory the values of a program take."""
+"""The memory that the values of a program take."""
 
 import math
 
@@ -6,10 +6,10 @@ from nemo_jax.quantization.trace.program import Program
 
 
 def peak_bytes(program: Program) -> int:
-  """Bytes of the values computed from the inputs that are alive at once.
+  """Most bytes of values that depend on the inputs and are alive at once.
 
-  An upper bound of what a compiler that fuses and reuses needs for them; its
-  own scratch space comes on top.
+  A compiler that fuses operations and reuses memory needs at most so much for
+  them, and its own scratch space on top.
   """
   last = {slot: len(program.equations) for slot in program.outputs}
   for index, equation in reversed(list(enumerate(program.equations))):

@@ -1,21 +1,24 @@
-"""The graphs that searchers read: one node a quantizer."""
+"""Graphs that searchers read: one node for each quantizer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jraph
 import numpy as np
+from jaxtyping import Float
 
 from nemo_jax.quantization.trace.analysis import Analysis
 from nemo_jax.quantization.trace.operations import KINDS
 
 
-def _node_features(analysis: Analysis) -> np.ndarray:
-  """float32[N, F]: what NEMO's searchers see of each quantizer.
+def _node_features(analysis: Analysis) -> Float[np.ndarray, 'N F']:
+  """Features of each quantizer, float32, after those of NEMO.
 
   The kind of the first operation that consumes it, one-hot; whether it is a
-  weight; whether the operation is depthwise; and, as log(1 + x) scaled to at
-  most 1 over the network, the input and output channels, output positions,
-  kernel taps, stride, parameters and MACs; last its place in the order.
+  weight; whether the operation is depthwise; then, as log(1 + x), the input and
+  output channels, output positions, kernel taps, stride, parameters and MACs of
+  the operation; and last the index of the quantizer. All but the flags are
+  divided by their maximum over the network.
   """
   first = {}
   for operation in analysis.operations:
@@ -34,9 +37,13 @@ def _node_features(analysis: Analysis) -> np.ndarray:
   return np.concatenate([np.asarray(rows), sizes], axis=1).astype(np.float32)
 
 
-def _graph(nodes: np.ndarray, edges: Sequence[tuple[int, int]]):
+def _graph(
+  nodes: np.ndarray, edges: Sequence[tuple[int, int]]
+) -> jraph.GraphsTuple:
+  """A graph of nodes [N, F] and edges from first to second."""
   senders, receivers = np.asarray(edges, np.int32).reshape(-1, 2).T
-  return jraph.GraphsTuple(
+  graph: Any = jraph.GraphsTuple  # declares JAX arrays; NumPy's are as good
+  return graph(
     nodes=nodes,
     edges=None,
     senders=senders,
@@ -48,19 +55,19 @@ def _graph(nodes: np.ndarray, edges: Sequence[tuple[int, int]]):
 
 
 def sequential_graph(analysis: Analysis) -> jraph.GraphsTuple:
-  """NEMO's graph: one node a quantizer, chained in order of execution."""
+  """NEMO's graph: one node for each quantizer, in a chain by execution."""
   count = len(analysis.quantizers)
   chain = list(zip(range(count), range(1, count), strict=False))
   return _graph(_node_features(analysis), chain)
 
 
 def data_flow_graph(analysis: Analysis) -> jraph.GraphsTuple:
-  """One node a quantizer, with the edges along which data really flows.
+  """Graph of one node for each quantizer, with edges along the data flow.
 
-  Within an operation the activation leads to the weight. Between operations
-  what comes last in the producer, its weight or else its activations, leads to
-  the activation of the consumer. On a network without branches this is the
-  sequential graph.
+  Within an operation, an edge leads from the activation to the weight. Between
+  operations, an edge leads from the weight of the producer, or else from its
+  activations, to the activation of the consumer. For a network without branches
+  this is the sequential graph.
   """
   edges, last = [], []
   for op in analysis.operations:

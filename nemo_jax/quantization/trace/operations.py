@@ -1,9 +1,13 @@
-"""Operations that consume quantized tensors, and what their shapes tell."""
+"""Operations that consume quantized tensors, and counts from their shapes."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from nemo_jax.core.types import Array
+from jaxtyping import Shaped
+
+from nemo_jax.core.types import ArrayLike
+from nemo_jax.quantization.trace.equations import Equation
 
 KINDS = (
   'conv',
@@ -19,25 +23,29 @@ OPTIONAL_KINDS = ('add', 'pool')
 
 
 class Operation(NamedTuple):
-  """A step that consumes quantized tensors."""
+  """An operation that consumes quantized tensors."""
 
   name: str
   kind: str  # one of KINDS
-  operands: tuple[int, ...]  # quantizers: of activations, then of a weight
-  sources: tuple[
-    tuple[int, ...], ...
-  ]  # operations that lead to each activation
-  macs: int  # multiply-accumulates for one image; 0 for add and pool
+  operands: tuple[int, ...]  # quantizers of activations, then of a weight
+  # For each activation, the operations that its values come from.
+  sources: tuple[tuple[int, ...], ...]
+  macs: int  # multiply-accumulates for one example; 0 for add and pool
   in_channels: int
   out_channels: int
-  positions: int  # output pixels of one image
+  positions: int  # output pixels of one example
   kernel: int  # taps of the window
   stride: int
-  parameters: int
+  parameters: int  # elements of the weight
 
 
-def is_pool(equation, shape: tuple[int, ...]) -> bool:
-  """A sum over windows, or over every spatial axis of a batch of images."""
+def is_pool(equation: Equation, shape: tuple[int, ...]) -> bool:
+  """Whether it sums over windows, or over all spatial axes of images.
+
+  Args:
+    equation: any equation.
+    shape: of its first operand.
+  """
   if equation.name == 'reduce_window_sum':
     return True
   axes, rank = tuple(equation.params.get('axes', ())), len(shape)
@@ -46,30 +54,37 @@ def is_pool(equation, shape: tuple[int, ...]) -> bool:
   return equation.name == 'reduce_sum' and rank >= 3 and axes in spatial
 
 
-def channel_axes(equation, operand: int) -> tuple[int, ...]:
-  """Axes of a weight along which outputs are told apart."""
+def channel_axes(equation: Equation, operand: int) -> tuple[int, ...]:
+  """Axes of a weight that are output channels, and not summed over.
+
+  Args:
+    equation: a matrix product.
+    operand: which of its inputs is the weight.
+  """
   numbers = equation.params['dimension_numbers']
   if equation.name == 'conv_general_dilated':
     return (numbers.rhs_spec[0],) if operand == 1 else ()
   contracted = numbers[0][operand]
-  rank = len(equation.eqn.invars[operand].aval.shape)
+  rank = len(equation.in_avals[operand].shape)
   return tuple(a for a in range(rank) if a not in contracted)
 
 
-def output_scale(equation, operand: int, scale: Array) -> Array:
-  """A scale of one operand of a matrix product, laid out for its output.
+def output_scale(
+  equation: Equation, operand: int, scale: Shaped[ArrayLike, '...']
+) -> Shaped[ArrayLike, '...']:
+  """Scale of an operand of a matrix product, reshaped to scale the output.
 
   Args:
     equation: the product.
-    operand: which of its two inputs.
-    scale: one number, or one for each index of `channel_axes`, with the other
+    operand: which of its two inputs has the scale.
+    scale: one number, or one for each index of `channel_axes` with the other
       axes of size 1.
   """
   if scale.size == 1:
     return scale.reshape(())
   shape = scale.shape
   numbers = equation.params['dimension_numbers']
-  rank = len(equation.eqn.outvars[0].aval.shape)
+  rank = len(equation.out_avals[0].shape)
   if equation.name == 'conv_general_dilated':
     return scale.reshape(
       [-1 if axis == numbers.out_spec[1] else 1 for axis in range(rank)]
@@ -84,7 +99,10 @@ def output_scale(equation, operand: int, scale: Array) -> Array:
   return scale.transpose(order).reshape(*(shape[a] for a in batched), *sizes)
 
 
-def _conv_facts(equation, avals, batch: int) -> dict:
+def _conv_facts(
+  equation: Equation, avals: Mapping[int, Any], batch: int
+) -> dict[str, Any]:
+  """The facts of a convolution; see `facts`."""
   lhs, rhs = (avals[s].shape for s in equation.inputs)
   out = avals[equation.outputs[0]].shape
   params = equation.params
@@ -110,7 +128,10 @@ def _conv_facts(equation, avals, batch: int) -> dict:
   }
 
 
-def _dot_facts(equation, avals, batch: int, weight: int) -> dict:
+def _dot_facts(
+  equation: Equation, avals: Mapping[int, Any], batch: int, weight: int
+) -> dict[str, Any]:
+  """The facts of another matrix product; see `facts`."""
   contracted, batched = equation.params['dimension_numbers']
   shape = avals[equation.inputs[weight]].shape
   out = math.prod(avals[equation.outputs[0]].shape)
@@ -128,8 +149,10 @@ def _dot_facts(equation, avals, batch: int, weight: int) -> dict:
   }
 
 
-def _plain_facts(equation, avals, batch: int) -> dict:
-  """For an addition or a pooling, which multiply nothing."""
+def _plain_facts(
+  equation: Equation, avals: Mapping[int, Any], batch: int
+) -> dict[str, Any]:
+  """The facts of an addition or a pooling, which multiply nothing."""
   shape, out = (avals[s].shape for s in (equation.inputs[0], *equation.outputs))
   size, out_size = math.prod(shape) // batch, math.prod(out) // batch
   channels = out[-1] if len(out) > 1 else 1
@@ -145,14 +168,16 @@ def _plain_facts(equation, avals, batch: int) -> dict:
   }
 
 
-def facts(equation, avals, batch: int, weight: int | None) -> dict:
+def facts(
+  equation: Equation, avals: Mapping[int, Any], batch: int, weight: int | None
+) -> dict[str, Any]:
   """The fields of an `Operation` that follow from shapes.
 
   Args:
-    equation: what consumes the tensors.
-    avals: shape and dtype in each slot of the program.
+    equation: the equation of the operation.
+    avals: shape and dtype of the value in each slot of the program.
     batch: number of examples.
-    weight: which operand is a weight, None if none is.
+    weight: which operand is a weight; None if none is.
   """
   if equation.name == 'conv_general_dilated':
     found = _conv_facts(equation, avals, batch)

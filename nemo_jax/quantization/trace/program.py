@@ -1,4 +1,4 @@
-"""A traced JAX function as a flat list of equations that can be intercepted."""
+"""Programs: traced JAX functions as flat lists of equations."""
 
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
@@ -9,43 +9,31 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from nemo_jax.core.types import PyTree
+from nemo_jax.quantization.trace.equations import (
+  Equation,
+  bind,
+  matrix_products,
+  sub_jaxprs,
+)
 
-MATRIX_PRODUCTS = ('conv_general_dilated', 'dot_general')
-
-# Calls that mean no more than their body: always taken apart.
+# Calls that do no more than their body: always replaced by it.
 _PLAIN_CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'remat2', 'remat')
-# Calls with a derivative of their own: kept whole, and so with it, unless a
-# matrix product inside has to be reached.
+# Calls with a derivative of their own: kept whole, and so is the derivative,
+# unless a matrix product inside has to be reached.
 _CUSTOM_CALLS = ('custom_jvp_call', 'custom_vjp_call')
 
 
-class Equation(NamedTuple):
-  """One primitive applied to numbered slots."""
-
-  eqn: jex.core.JaxprEqn
-  inputs: tuple[int, ...]
-  outputs: tuple[int, ...]
-
-  @property
-  def name(self) -> str:
-    """The name of the primitive."""
-    return self.eqn.primitive.name
-
-  @property
-  def params(self) -> dict[str, Any]:
-    """The parameters of the primitive."""
-    return self.eqn.params
-
-
 class Program(NamedTuple):
-  """Equations in order of execution; every value has one slot."""
+  """Equations in order of execution; every value has a slot of its own."""
 
   equations: tuple[Equation, ...]
-  constants: dict[int, Any]  # slots that hold literals and captured arrays
+  constants: dict[int, Any]  # literals and captured arrays, by slot
   variables: tuple[int, ...]  # slots of the first inputs
-  examples: tuple[int, ...]  # of the others, whose first axis is the batch
-  outputs: tuple[int, ...]
-  avals: dict[int, Any]  # the shape and dtype in each slot
+  examples: tuple[
+    int, ...
+  ]  # slots of the others, whose first axis is the batch
+  outputs: tuple[int, ...]  # slots
+  avals: dict[int, Any]  # shape and dtype of the value in each slot
 
   @property
   def inputs(self) -> tuple[int, ...]:
@@ -53,48 +41,10 @@ class Program(NamedTuple):
     return self.variables + self.examples
 
 
-def sub_jaxprs(eqn: jex.core.JaxprEqn) -> list[jex.core.Jaxpr]:
-  """The jaxprs held in the parameters of an equation."""
-  found = []
-  for param in eqn.params.values():
-    for value in param if isinstance(param, tuple | list) else (param,):
-      if isinstance(value, jex.core.ClosedJaxpr):
-        found.append(value.jaxpr)
-      elif isinstance(value, jex.core.Jaxpr):
-        found.append(value)
-  return found
-
-
-def _is_product(eqn: jex.core.JaxprEqn) -> bool:
-  """Whether it is a sum of products, and not products alone."""
-  if not {'dot', 'conv'} & set(eqn.primitive.name.split('_')):
-    return False
-  if eqn.primitive.name != 'dot_general':
-    return True
-  (contracted, _), _ = eqn.params['dimension_numbers']
-  return bool(contracted)
-
-
-def matrix_products(eqn: jex.core.JaxprEqn) -> list[str]:
-  """Names of the matrix products in an equation, at any depth.
-
-  Products that sum over no axis, such as outer products, are multiplications
-  and no matrix products. Those of whole numbers are left out. Any other
-  primitive with `dot` or `conv` as a word of its name counts, so that a product
-  that is new to this package is noticed rather than passed over.
-  """
-  if subs := sub_jaxprs(eqn):
-    return [n for s in subs for e in s.eqns for n in matrix_products(e)]
-  is_inexact = jax.numpy.issubdtype(
-    eqn.outvars[0].aval.dtype, jax.numpy.inexact
-  )
-  return [eqn.primitive.name] if is_inexact and _is_product(eqn) else []
-
-
 def _body(
   eqn: jex.core.JaxprEqn, derivatives: bool
-) -> tuple[jex.core.Jaxpr, Sequence] | None:
-  """The jaxpr and constants to put in place of a call, None to keep it."""
+) -> tuple[jex.core.Jaxpr, Sequence[Any]] | None:
+  """The jaxpr and constants that replace a call; None if it is kept."""
   name = eqn.primitive.name
   if name not in _PLAIN_CALLS + _CUSTOM_CALLS:
     return None
@@ -107,8 +57,8 @@ def _body(
   return body, ()
 
 
-def identity(value) -> tuple[int, ...]:
-  """What is equal for an array and whatever else holds the same memory."""
+def identity(value: Any) -> tuple[int, ...]:
+  """A key that is equal for arrays in the same memory."""
   if not isinstance(value, np.ndarray):
     return (id(value),)
   return (value.__array_interface__['data'][0], *value.strides)
@@ -117,21 +67,25 @@ def identity(value) -> tuple[int, ...]:
 def flatten(
   closed: jex.core.ClosedJaxpr, derivatives: bool = True, examples: int = 1
 ) -> Program:
-  """The program of a jaxpr with its nested calls taken apart.
+  """The program of a jaxpr, with nested calls replaced by their bodies.
 
   Args:
     closed: the jaxpr.
-    derivatives: whether those that functions define for themselves are kept.
-    examples: how many of the last inputs hold examples.
+    derivatives: whether calls with a derivative of their own are kept, see
+      `_CUSTOM_CALLS`.
+    examples: how many of the last inputs have a batch axis.
   """
-  equations, constants, avals, held = [], {}, {}, {}
+  equations: list[Equation] = []
+  constants: dict[int, Any] = {}
+  avals: dict[int, Any] = {}
+  held: dict[Any, int] = {}  # slots of constants
 
   def new_slot(aval):
     avals[len(avals)] = aval
     return len(avals) - 1
 
   def constant(aval, value):
-    # A function that is called twice has captured its arrays once.
+    # A captured array has one slot, even if the function is called repeatedly.
     key = (str(aval), identity(value))
     if is_number(value) or key not in held:
       held[key] = new_slot(aval)
@@ -173,36 +127,39 @@ def flatten(
 
 def trace(
   function: Callable[..., Any], variables: PyTree, inputs: PyTree
-) -> tuple[Program, Any]:
-  """The program of a function without dead code, and its outputs' structure.
+) -> tuple[Program, PyTree]:
+  """The program of a function without dead code, and shapes of its outputs.
 
   Args:
-    function: of variables and inputs.
-    variables: arrays, or their `jax.ShapeDtypeStruct`.
-    inputs: likewise; their first axis is the batch.
+    function: (variables, inputs) -> outputs.
+    variables: a pytree of arrays, or of their `jax.ShapeDtypeStruct`.
+    inputs: likewise; the first axis of its arrays is the batch.
+
+  Returns:
+    The program; and the outputs as a pytree of `jax.ShapeDtypeStruct`.
   """
   closed, shapes = jax.make_jaxpr(function, return_shape=True)(
     variables, inputs
   )
-  # Also within loops, which `flatten` leaves whole.
+  # This removes dead code in loops too, which `flatten` leaves whole.
   used = [True] * len(closed.jaxpr.outvars)
   jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
   program = flatten(
     jex.core.ClosedJaxpr(jaxpr, closed.consts),
     examples=len(jax.tree.leaves(inputs)),
   )
-  # A weight that is computed anew at every use is one tensor.
+  # A weight that is computed again at every use becomes one tensor.
   program = without_repeats(without_dead_code(program), static=True)
   return program, shapes
 
 
-def is_number(value) -> bool:
-  """Whether it is known while tracing, and no array."""
+def is_number(value: Any) -> bool:
+  """Whether a constant is a single number that is known while tracing."""
   return np.ndim(value) == 0 and not isinstance(value, jax.Array)
 
 
 def static_slots(program: Program) -> set[int]:
-  """Slots of what does not depend on the examples."""
+  """Slots of values that do not depend on the examples."""
   static = {*program.constants, *program.variables}
   for equation in program.equations:
     if static.issuperset(equation.inputs):
@@ -211,13 +168,15 @@ def static_slots(program: Program) -> set[int]:
 
 
 def without_repeats(program: Program, static: bool = False) -> Program:
-  """The program with nothing computed twice.
+  """The program with repeated computations done once.
 
   Args:
     program: the program.
-    static: whether that is asked for of what the inputs do not decide alone.
+    static: whether only values that do not depend on the examples are merged.
   """
-  same, seen, equations = {}, {}, []
+  same: dict[int, int] = {}  # repeated slots, and the slots that replace them
+  seen: dict[Any, tuple[int, ...]] = {}
+  equations = []
   among = static_slots(program) if static else None
 
   def is_new(key, slots):
@@ -227,11 +186,11 @@ def without_repeats(program: Program, static: bool = False) -> Program:
 
   for slot, value in program.constants.items():
     if is_number(value):
-      # Bytes, for -0.0 is equal to 0.0.
+      # By bytes, as -0.0 equals 0.0.
       is_new((str(program.avals[slot]), np.asarray(value).tobytes()), (slot,))
   for equation in program.equations:
     inputs = tuple(same.get(slot, slot) for slot in equation.inputs)
-    # A jaxpr does not tell its constants in its text.
+    # The text of a jaxpr does not show its constants.
     whole = str(equation.params)
     apart = among is not None and not among.issuperset(equation.outputs)
     if apart or equation.eqn.effects or sub_jaxprs(equation.eqn):
@@ -242,27 +201,16 @@ def without_repeats(program: Program, static: bool = False) -> Program:
   return program._replace(equations=tuple(equations), outputs=outputs)
 
 
-def bind(
-  equation: Equation, operands: Sequence[jax.Array], **changed
-) -> list[jax.Array]:
-  """The outputs of an equation as it was traced, but for some parameters."""
-  primitive = equation.eqn.primitive
-  result = primitive.bind(
-    *operands, **primitive.get_bind_params(equation.params | changed)
-  )
-  return result if primitive.multiple_results else [result]
-
-
 def read_slots(
   program: Program, outputs: Sequence[int], cut: Container[tuple[int, int]] = ()
 ) -> set[int]:
-  """Slots that have to be known to compute the values in others.
+  """Slots that are read to compute the values in some slots.
 
   Args:
-    program: what is run.
+    program: the program.
     outputs: slots whose values are wanted; they are among those returned.
-    cut: (place of an equation, operand) that are not read, as something else
-      is put there.
+    cut: (index of an equation, operand) pairs that are not read, because
+      another value replaces them.
   """
   wanted = set(outputs)
   for place, equation in reversed(list(enumerate(program.equations))):
@@ -280,7 +228,7 @@ def needed_for(program: Program, slots: Sequence[int]) -> Program:
 
 
 def without_dead_code(program: Program) -> Program:
-  """The program without what neither its outputs nor its effects need."""
+  """The program without equations that no output and no effect depends on."""
   effects = [e for e in program.equations if e.eqn.effects]
   slots = [slot for e in effects for slot in (*e.inputs, *e.outputs)]
   wanted = read_slots(program, [*program.outputs, *slots])
@@ -292,10 +240,8 @@ def without_dead_code(program: Program) -> Program:
   return program._replace(equations=tuple(kept))
 
 
-def run_static(
-  program: Program, variables: Sequence[jax.Array]
-) -> list[jax.Array]:
-  """The outputs of a program that reads no examples.
+def run_static(program: Program, variables: Sequence[Any]) -> list[Any]:
+  """The outputs of a program that does not depend on the examples.
 
   Args:
     program: from `needed_for`.
@@ -306,16 +252,16 @@ def run_static(
 
 def run(
   program: Program,
-  arguments: Sequence[jax.Array],
-  execute: Callable[[Equation, list[jax.Array]], list[jax.Array]] = bind,
-) -> list[jax.Array]:
-  """The outputs of a program.
+  arguments: Sequence[Any],
+  execute: Callable[[Equation, list[Any]], Sequence[Any]] = bind,
+) -> list[Any]:
+  """The outputs of a program, as arrays; some may be captured or numbers.
 
   Args:
     program: what to run.
-    arguments: one array for each of `program.inputs`; None will do for one
-      that nothing reads.
-    execute: (equation, inputs) -> outputs.
+    arguments: one array for each of `program.inputs`, or None for one that
+      nothing reads.
+    execute: (equation, operands) -> outputs; `bind` runs it as traced.
   """
   values = dict(program.constants)
   values.update(zip(program.inputs, arguments, strict=True))

@@ -1,7 +1,7 @@
-"""Traces of a function of variables and inputs, for two examples or more."""
+"""Traces of a function of variables and inputs, for two examples and more."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -12,19 +12,21 @@ from nemo_jax.quantization.trace import examples
 from nemo_jax.quantization.trace import program as program_lib
 from nemo_jax.quantization.trace.program import Program
 
-# Not one: with a single example products drop axes that they have for more.
+# Examples of the small trace. With one example, products lose axes that they
+# have with more.
 FEW = 2
 
 
+@runtime_checkable
 class Apply(Protocol):
   """A network: any pure function of variables and inputs."""
 
   def __call__(self, variables: PyTree, inputs: PyTree, /) -> PyTree:
-    """Returns the outputs; does the same to each example."""
+    """Returns the outputs; it has to do the same to each example."""
 
 
 class Trace(NamedTuple):
-  """A function of variables and inputs as a program, and what it quantizes."""
+  """A function as a program, with the analysis of its quantizers."""
 
   program: program_lib.Program
   analysis: analysis_lib.Analysis
@@ -33,7 +35,10 @@ class Trace(NamedTuple):
 
 
 def leaf_names(variables: PyTree) -> list[str]:
-  """Paths such as `Conv_0/kernel`; the collection `params` goes unsaid."""
+  """Names of variables such as `Conv_0/kernel`, from their paths.
+
+  The collection `params` of Flax is left out.
+  """
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
   names = [jax.tree_util.keystr(p, simple=True, separator='/') for p in paths]
   names = [n.removeprefix('params/').removesuffix('/value') for n in names]
@@ -42,11 +47,12 @@ def leaf_names(variables: PyTree) -> list[str]:
 
 
 def check_variables(variables: PyTree, program: Program | None = None) -> None:
-  """Raises `InputError` unless variables are arrays.
+  """Raises `InputError` unless variables are arrays of the right shapes.
 
   Args:
     variables: of a function.
-    program: if given, its trace, whose variables have the same shapes.
+    program: trace of the function, which has the shapes; None to check only
+      that variables are arrays.
   """
   names, leaves = leaf_names(variables), jax.tree.leaves(variables)
   for name, leaf in zip(names, leaves, strict=True):
@@ -70,10 +76,11 @@ def check_variables(variables: PyTree, program: Program | None = None) -> None:
 
 
 def check_arguments(variables: PyTree, inputs: PyTree) -> int:
-  """How many examples there are.
+  """Number of examples.
 
   Raises:
-    InputError: variables or inputs are no arrays, or there is no example.
+    InputError: variables or inputs are not arrays, inputs differ in their
+      number of examples, or there is none.
   """
   check_variables(variables)
   return batches.check(inputs)
@@ -82,7 +89,15 @@ def check_arguments(variables: PyTree, inputs: PyTree) -> int:
 def trace(
   apply: Apply, variables: PyTree, inputs: PyTree, extra_ops: Sequence[str]
 ) -> Trace:
-  """The analyzed program for so many examples."""
+  """The analyzed program of a function, for as many examples as given.
+
+  Arguments as for `transform.quantize`.
+
+  Raises:
+    InputError: variables or inputs cannot be used, see `check_arguments`; or as
+      for `analysis.analyze`.
+    NotImplementedError: as for `analysis.analyze`.
+  """
   count = check_arguments(variables, inputs)
   names = leaf_names(variables)
   program, outputs = program_lib.trace(apply, variables, inputs)
@@ -97,10 +112,10 @@ def _for(
   extra_ops: Sequence[str],
   count: int,
 ) -> Trace:
-  """The analyzed program for another number of examples than there are.
+  """The analyzed program for `count` examples, whatever number is given.
 
   Raises:
-    InputError: the function cannot be traced for so many.
+    InputError: the function cannot be traced for this number.
   """
   others = batches.like(inputs, count)
   try:
@@ -117,15 +132,15 @@ def _for(
 def traces(
   apply: Apply, variables: PyTree, inputs: PyTree, extra_ops: Sequence[str]
 ) -> tuple[Trace, Trace]:
-  """The traces for two examples and for more; the function treats each alike.
+  """The traces for two examples and for more, after checks that they agree.
 
-  What is repeated along the batch is counted once in the first.
-
+  In the first, weights that are repeated along the batch are counted once.
   Arguments as for `transform.quantize`.
 
   Raises:
-    InputError: it does not, or the arguments are no arrays.
-    NotImplementedError: as for `transform.quantize`.
+    InputError: the function does not do the same to each example, or as for
+      `trace`.
+    NotImplementedError: as for `trace`.
   """
   given = trace(apply, variables, inputs, extra_ops)
   count = max(given.count, FEW + 1)

@@ -1,18 +1,24 @@
-"""What is known of the value in every slot of a program, before it is run."""
+"""Static knowledge of the value in every slot of a program."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization.trace import operations as operations_lib
 from nemo_jax.quantization.trace import program as program_lib
+from nemo_jax.quantization.trace.equations import (
+  MATRIX_PRODUCTS,
+  Equation,
+  matrix_products,
+)
 
-# Primitives that move values about and make none of their own.
+# Primitives whose outputs hold the values of their input, in another shape or
+# order.
 _VIEWS = (
   'broadcast_in_dim',
   'convert_element_type',
@@ -26,7 +32,8 @@ _VIEWS = (
   'squeeze',
   'transpose',
 )
-# Those that do so for a tensor with one scale and an exact zero.
+# Primitives that may select values or add zeros, which an activation with one
+# scale and an exact zero allows.
 _ACTIVATION_VIEWS = ('pad', 'reduce_window_max', 'slice')
 
 
@@ -34,29 +41,30 @@ class Variable(NamedTuple):
   """A leaf of the variables, an input of the program."""
 
   name: str
-  size: int
+  size: int  # number of elements
 
 
 class Value(NamedTuple):
-  """What is known of the value in a slot."""
+  """What is known of the value in a slot before the program is run."""
 
-  dynamic: bool  # depends on the inputs
-  root: int  # the slot whose values it holds, perhaps in another shape
-  view: tuple  # the steps from there to here
-  sources: frozenset  # equations of the nearest operations upstream
-  leaves: frozenset  # variables it is computed from
-  captured: frozenset  # slots of captured arrays that it is computed from
+  dynamic: bool  # whether it depends on the inputs
+  root: int  # slot whose values it holds, perhaps in another shape
+  view: tuple[tuple[str, str], ...]  # primitives from the root to this slot
+  # Equations of the nearest operations that it is computed from.
+  sources: frozenset[int]
+  leaves: frozenset[int]  # indices of variables that it is computed from
+  captured: frozenset[int]  # slots of captured arrays, likewise
 
 
 def _zeros(program: program_lib.Program) -> set[int]:
-  """Slots that hold a constant zero, also one that was converted from it."""
-  zeros = set()
+  """Slots that hold the constant zero, in its type or converted from it."""
+  zeros: set[int] = set()
   for slot, value in program.constants.items():
     aval = program.avals[slot]
     is_number = aval.shape == () and jnp.issubdtype(aval.dtype, jnp.number)
-    # NumPy compares captured arrays at once, where JAX would trace; traced
-    # ones could be anything.
-    if is_number and not isinstance(value, jax.core.Tracer):
+    # NumPy compares captured values immediately, where JAX would trace the
+    # comparison. Values that are traced are not known.
+    if is_number and not isinstance(value, Tracer):
       zeros |= {slot} if np.asarray(value) == 0 else set()
   for equation in program.equations:
     if equation.name == 'convert_element_type' and equation.inputs[0] in zeros:
@@ -64,10 +72,19 @@ def _zeros(program: program_lib.Program) -> set[int]:
   return zeros
 
 
-def _is_view(equation, value: Value, avals, zeros: set[int]) -> bool:
-  """Whether the output holds the first input's values, and zeros at most."""
+def _is_view(
+  equation: Equation, value: Value, avals: Mapping[int, Any], zeros: set[int]
+) -> bool:
+  """Whether outputs hold values of the first input, and nothing else but zeros.
+
+  Args:
+    equation: any equation with inputs.
+    value: its first input.
+    avals: shape and dtype in each slot.
+    zeros: slots that hold the constant zero.
+  """
   slots = (equation.inputs[0], *equation.outputs)
-  dtypes = [getattr(avals[s], 'dtype', None) for s in slots]
+  dtypes: list[Any] = [getattr(avals[s], 'dtype', None) for s in slots]
   if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
     return False
   if equation.name == 'pad':
@@ -76,8 +93,13 @@ def _is_view(equation, value: Value, avals, zeros: set[int]) -> bool:
   return equation.name in views
 
 
-def _is_add(equation, values: list[Value], avals) -> bool:
-  """A sum of two branches; x + f(x) within one activation function is none."""
+def _is_add(
+  equation: Equation, values: list[Value], avals: Mapping[int, Any]
+) -> bool:
+  """Whether an equation adds two branches of the network.
+
+  An addition x + f(x) within an activation function is not one.
+  """
   if equation.name not in ('add', 'add_any'):
     return False
   shapes = {avals[slot].shape for slot in equation.inputs}
@@ -88,13 +110,15 @@ def _is_add(equation, values: list[Value], avals) -> bool:
 
 
 def _size(program: program_lib.Program, slot: int) -> int:
+  """Number of elements in a slot."""
   return math.prod(program.avals[slot].shape)
 
 
 def _is_stored(program: program_lib.Program, value: Value, slot: int) -> bool:
-  """Whether an operand is a tensor of the network, and not computed from less.
+  """Whether an operand is stored, or depends on the inputs.
 
-  What inputs are resampled with is computed from their sizes and from a scale.
+  It is not if it is computed from fewer numbers than it has, as the matrices
+  that resample images are from sizes and a scale.
   """
   if value.dynamic or value.leaves or value.root in value.captured:
     return True
@@ -102,8 +126,10 @@ def _is_stored(program: program_lib.Program, value: Value, slot: int) -> bool:
   return bool(value.captured) and known >= _size(program, slot)
 
 
-def _is_multiplication(program, equation, values: list[Value]) -> bool:
-  """Whether a product sums over one index alone and has no weight."""
+def _is_multiplication(
+  program: program_lib.Program, equation: Equation, values: list[Value]
+) -> bool:
+  """Whether a product sums over a single index and has no variable."""
   if equation.name != 'dot_general':
     return False
   (contracted, _), _ = equation.params['dimension_numbers']
@@ -113,20 +139,22 @@ def _is_multiplication(program, equation, values: list[Value]) -> bool:
   )
 
 
-def _check_product(equation, values: list[Value], variables) -> None:
-  """Raises for a product of the inputs that cannot be quantized."""
-  products = program_lib.matrix_products(equation.eqn)
-  if products and equation.name not in program_lib.MATRIX_PRODUCTS:
+def _check_product(
+  equation: Equation, values: list[Value], variables: Sequence[Variable]
+) -> None:
+  """Raises an error for a product of the inputs that cannot be quantized."""
+  products = matrix_products(equation.eqn)
+  if products and equation.name not in MATRIX_PRODUCTS:
     raise NotImplementedError(
       f"cannot quantize through '{equation.name}', which holds a matrix "
       f'product of the inputs ({products[0]}). Matrix products are reached '
       'at the top level and inside jit, remat and custom derivatives; '
       'unroll the loop or call the layer directly.'
     )
-  if equation.name not in program_lib.MATRIX_PRODUCTS:
+  if equation.name not in MATRIX_PRODUCTS:
     return
-  for value, var in zip(values, equation.eqn.invars, strict=True):
-    dtype = var.aval.dtype
+  for value, aval in zip(values, equation.in_avals, strict=True):
+    dtype = aval.dtype
     weight = '' if value.dynamic else f' with {weight_name(value, variables)}'
     if jnp.issubdtype(dtype, jnp.complexfloating):
       raise InputError(
@@ -141,16 +169,20 @@ def _check_product(equation, values: list[Value], variables) -> None:
       )
 
 
-def _is_product(program, equation, values: list[Value]) -> bool:
+def _is_product(
+  program: program_lib.Program, equation: Equation, values: list[Value]
+) -> bool:
   """Whether it is a matrix product of floating-point numbers."""
   return (
-    equation.name in program_lib.MATRIX_PRODUCTS
-    and bool(program_lib.matrix_products(equation.eqn))
+    equation.name in MATRIX_PRODUCTS
+    and bool(matrix_products(equation.eqn))
     and not _is_multiplication(program, equation, values)
   )
 
 
-def _is_fixed(program, equation, values: list[Value]) -> bool:
+def _is_fixed(
+  program: program_lib.Program, equation: Equation, values: list[Value]
+) -> bool:
   """Whether a matrix product has an operand that is not stored."""
   operands = zip(values, equation.inputs, strict=True)
   return _is_product(program, equation, values) and not all(
@@ -158,12 +190,17 @@ def _is_fixed(program, equation, values: list[Value]) -> bool:
   )
 
 
-def _consumes(program, equation, values, extra_ops) -> bool:
+def _consumes(
+  program: program_lib.Program,
+  equation: Equation,
+  values: list[Value],
+  extra_ops: Sequence[str],
+) -> bool:
   """Whether the operands of an equation are quantized."""
   if _is_product(program, equation, values):
     return not _is_fixed(program, equation, values)
   aval = program.avals[equation.outputs[0]] if equation.outputs else None
-  # Sums of whole numbers are indices and counts.
+  # Sums of integers are indices and counts.
   if aval is None or not jnp.issubdtype(aval.dtype, jnp.floating):
     return False
   if 'add' in extra_ops and _is_add(equation, values, program.avals):
@@ -173,8 +210,9 @@ def _consumes(program, equation, values, extra_ops) -> bool:
 
 
 def _start(program: program_lib.Program, num_leaves: int) -> dict[int, Value]:
-  """What is known of constants and inputs, by slot."""
-  none, values = frozenset(), {}
+  """The `Value`s of constants and inputs, by slot."""
+  none: frozenset[int] = frozenset()
+  values = {}
   for slot, value in program.constants.items():
     captured = none if program_lib.is_number(value) else frozenset([slot])
     values[slot] = Value(False, slot, (), none, none, captured)
@@ -189,17 +227,17 @@ def propagate(
   variables: Sequence[Variable],
   extra_ops: Sequence[str],
 ) -> tuple[dict[int, Value], list[int], list[str]]:
-  """What is known of the values in a program.
+  """What is known of every value of a program before it is run.
 
   Args:
-    program: its inputs are the variables and the inputs.
-    variables: names and sizes of the leaves.
+    program: flattened `apply(variables, inputs)`.
+    variables: names and sizes of the leaves of the variables.
     extra_ops: see `analysis.analyze`.
 
   Returns:
-    The `Value` of every slot; the equations whose operands are quantized; and,
-    as text, the products that are no layers, for their other operand is
-    computed and not stored.
+    The `Value` of every slot; indices of the equations whose operands are
+    quantized; and, as text, the matrix products that are no layers because an
+    operand is computed and not stored.
 
   Raises:
     NotImplementedError: see `analysis.analyze`.
@@ -234,7 +272,10 @@ def propagate(
 
 
 def weight_name(value: Value, variables: Sequence[Variable]) -> str:
-  """The variable that a weight is, or the largest that it is computed from."""
+  """Name of the variable that a weight is, or of the largest it comes from.
+
+  It is `constant` for a weight that is computed from no variable.
+  """
   if not value.leaves:
     return 'constant'
   largest = max(sorted(value.leaves), key=lambda i: variables[i].size)
