@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from absl import flags
@@ -98,7 +98,7 @@ def _join() -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined() -> Generator[None]:
   """Within, all processes of the flags are joined and only the first prints.
 
   A process that fails ends all others: they would wait for it. What is stored

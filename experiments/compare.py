@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 
 from experiments import define, flags
 from experiments.launch import launch
-from nemo_jax import pipeline, runs, search_run
+from nemo_jax import pipeline, runs, search_run, workloads
 from nemo_jax.arena import (
   ablations,
   baselines,
@@ -152,7 +152,7 @@ def run() -> None:
     prepared.quantized,
     config,
     prepared.sensitivities,
-    images=workload.test,
+    images=workloads.unseen(workload),
     objectives=[*own.objectives, *more],
   )
   cost = pipeline.sensitivity_evaluations(

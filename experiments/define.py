@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from absl import flags
@@ -158,7 +158,7 @@ def words(
 
 
 @contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
+def named(name: str) -> Generator[None]:
   """Puts the flag and its value before the message of an `InputError`."""
   try:
     yield

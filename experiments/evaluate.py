@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from experiments import define, flags
 from experiments.launch import launch
-from nemo_jax import pipeline
+from nemo_jax import pipeline, workloads
 from nemo_jax.config import Config
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs
@@ -97,7 +97,7 @@ def run() -> None:
   accuracy = scoring.accuracy(
     quantized,
     workload.variables,
-    *workload.test,
+    *workloads.unseen(workload),
     np.stack(list(rows.values())),
     images_at_once=pipeline.images_at_once(quantized.structure, config),
   )
@@ -111,7 +111,7 @@ def run() -> None:
       'configuration': name,
       'calibration': config.calibration,
       'reconstruct': config.reconstruct,
-      'images': len(workload.test.labels),
+      'images': len(workloads.unseen(workload).labels),
       'top1': round(float(top1), 5),
       'top5': round(float(top5), 5),
       'size_bits': stored if is_float else costs.model_size(table, bits),

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from absl import flags as absl_flags
@@ -178,7 +178,7 @@ def config(**overrides: Any) -> Config:
 
 
 @contextlib.contextmanager
-def _as_flags() -> Iterator[None]:
+def _as_flags() -> Generator[None]:
   """Errors of a config's fields, as those of flags."""
   try:
     yield

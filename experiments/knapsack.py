@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from experiments import define, flags
 from experiments.launch import launch
-from nemo_jax import pipeline
+from nemo_jax import pipeline, workloads
 from nemo_jax.config import Config
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs
@@ -68,6 +68,7 @@ def run() -> None:
   sensitivities = pipeline.find_sensitivities(
     workload, quantized, config, flags.cache()
   )
+  assert sensitivities is not None  # see `check`
   prior = make_prior(quantized.costs, sensitivities, WIDTHS, budgets_lib.COSTS)
   count = len(quantized.quantizers)
   allowed = budgets_lib.allowed(
@@ -88,7 +89,7 @@ def run() -> None:
   accuracy = scoring.accuracy(
     quantized,
     workload.variables,
-    *workload.test,
+    *workloads.unseen(workload),
     np.concatenate([[widths.float_bits(count)], bits]),
     images_at_once=pipeline.images_at_once(quantized.structure, config),
   )

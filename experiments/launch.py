@@ -91,7 +91,8 @@ def launch(run: Callable[[], None]) -> None:
   messages.show_own_warnings()
   if sys.stdout:
     # A signal leaves no time to flush; and not all terminals know all signs.
-    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+    options = {'line_buffering': True, 'errors': 'backslashreplace'}
+    getattr(sys.stdout, 'reconfigure')(**options)  # noqa: B009 (not of all)
   try:
     app.run(main, flags_parser=parse)
   except BrokenPipeError:

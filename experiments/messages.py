@@ -50,4 +50,4 @@ def show_own_warnings() -> None:
 
   if not asked:
     warnings.simplefilter('always')
-  warnings.showwarning = show
+  setattr(warnings, 'showwarning', show)  # noqa: B010 (has other names)

@@ -49,7 +49,7 @@ define.words(
 )
 define.words(
   'bit_widths',
-  map(str, widths.DEFAULT),
+  [str(width) for width in widths.DEFAULT],
   'bit-widths to choose from',
   numbers=(widths.MIN_BITS, widths.MAX_BITS),
 )

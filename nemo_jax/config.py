@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ class FieldError(InputError):
 
 
 @contextmanager
-def _field(name: str) -> Iterator[None]:
+def _field(name: str) -> Generator[None]:
   """An `InputError` within is of that field."""
   try:
     yield

@@ -41,10 +41,9 @@ def divide(
   rows = np.random.default_rng(seed).permutation(count)
   first = max(1, min(calibration, count // 4))
   parts = np.sort(rows[:first]), np.sort(rows[first:])
-  inputs, labels = batches.on_host(inputs), np.asarray(labels)
-  return tuple(
-    Images(batches.take(inputs, part), labels[part]) for part in parts
-  )
+  inputs, known = batches.on_host(inputs), np.asarray(labels)
+  one, two = (Images(batches.take(inputs, part), known[part]) for part in parts)
+  return one, two
 
 
 def _unseen(inputs: PyTree, labels: Array, like: PyTree) -> Images:
@@ -110,12 +109,16 @@ def search(
   from nemo_jax.workloads import Workload
 
   checks.whole('evaluations', evaluations)
+  fields: dict[str, Any] = {
+    'population': min(Config.population, evaluations),
+    **config,
+  }
   chosen = Config(
     evaluations=evaluations,
     objectives=tuple(objectives),
     bit_widths=tuple(bit_widths),
     seed=seed,
-    **{'population': min(Config.population, evaluations)} | config,
+    **fields,
   )
   chosen.check_search()
   calibration, rest = divide(inputs, labels, seed)

@@ -53,7 +53,9 @@ def images_at_once(
   structure: Structure, config: Config, candidates: int = 1
 ) -> int:
   """How many images fit the memory, where so many candidates see each."""
-  budget = config.memory_gib and int(config.memory_gib * 2**30)
+  budget = None
+  if config.memory_gib is not None:
+    budget = int(config.memory_gib * 2**30)
   return memory.images_at_once(structure.bytes_per_image, budget, candidates)
 
 
@@ -257,7 +259,7 @@ def prepare(
 
 def keep_programs(cache: str | os.PathLike) -> None:
   """From now on compiled programs are kept in a folder, where none is set."""
-  if jax.config.jax_compilation_cache_dir is not None:
+  if getattr(jax.config, 'jax_compilation_cache_dir') is not None:  # noqa: B009
     return
   folder = pathlib.Path(files.local(cache)).absolute() / 'xla'
   jax.config.update('jax_compilation_cache_dir', os.fspath(folder))

@@ -1,8 +1,10 @@
 """The front of a finished search, its points scored on unseen images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nemo_jax import pipeline
@@ -25,7 +27,9 @@ from nemo_jax.tasks import mixed_precision, scoring
 USES = ('calibration', 'search', 'test')
 
 
-def _accuracies(prepared: Prepared, bits: np.ndarray, log: Log) -> list[dict]:
+def _accuracies(
+  prepared: Prepared, bits: np.ndarray, log: Log
+) -> list[dict[str, Any]]:
   """Fields of `Point` that unseen images give, for bits [n, N]."""
   workload, quantized = prepared.workload, prepared.quantized
   if workload.test is None:
@@ -148,7 +152,7 @@ def _volume(problem: Problem, points: Sequence[Point]) -> float | None:
   values = np.asarray([point.objectives for point in points], np.float32)
   values = values.reshape(len(points), len(problem.ideal))
   values = np.where(np.isfinite(values), values, np.inf)
-  return float(progress.hypervolume(problem, values))
+  return float(progress.hypervolume(problem, jnp.asarray(values)))
 
 
 def _side(inputs: PyTree) -> dict[str, int]:
@@ -157,7 +161,7 @@ def _side(inputs: PyTree) -> dict[str, int]:
   return {'size': inputs.shape[1]} if is_image else {}
 
 
-def _sizes(table: costs.Costs, bits: np.ndarray) -> dict[str, float]:
+def _sizes(table: costs.Costs, bits: np.ndarray) -> dict[str, Any]:
   """Fields of `Point` that bits [N] decide."""
   return {
     'size_mb': costs.model_size(table, bits) / 8e6,

@@ -163,7 +163,7 @@ def describe_memory(program: jax.stages.Compiled) -> str:
 
 
 def _restore(
-  workdir: str | os.PathLike, state: State, run_digest: str, log: Log
+  workdir: str | os.PathLike, state: State, run_digest: str | None, log: Log
 ) -> tuple[Any, State]:
   """The checkpoints of a folder, and the last stored state or the given one."""
   checkpoints = runs.open_checkpoints(workdir)

@@ -12,7 +12,11 @@ from nemo_jax.search import species
 # By field, what cannot be used and what is said of it.
 QUANTIZATION = [
   ('calibration', 'median', "'median'; the choices are least_squares, min_max"),
-  ('reconstruct', ('bias', 'sparkle'), "'sparkle'; the choices are equalization"),
+  (
+    'reconstruct',
+    ('bias', 'sparkle'),
+    "'sparkle'; the choices are equalization",
+  ),
   ('weight_scheme', 'skewed', "'skewed'; the choices are symmetric, asymmetr"),
   ('extra_ops', ('add', 'mul'), "'mul'; the choices are add, pool"),
   ('lowering', 'fast', "'fast'; the choices are traced, backend"),

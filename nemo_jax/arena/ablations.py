@@ -1,7 +1,9 @@
 """A search with something taken out of it, or replaced, by a word."""
 
+import dataclasses
 import functools
 import math
+from typing import Any
 
 import jraph
 import numpy as np
@@ -32,11 +34,12 @@ def check(word: str) -> None:
 
 def _with_edges(graph: jraph.GraphsTuple, senders, receivers):
   """The graph with other edges between its nodes."""
-  return graph._replace(
-    senders=np.asarray(senders, np.int32),
-    receivers=np.asarray(receivers, np.int32),
-    n_edge=np.asarray([len(senders)], np.int32),
-  )
+  edges: dict[str, Any] = {
+    'senders': np.asarray(senders, np.int32),
+    'receivers': np.asarray(receivers, np.int32),
+    'n_edge': np.asarray([len(senders)], np.int32),
+  }
+  return graph._replace(**edges)
 
 
 def ablate(
@@ -62,13 +65,13 @@ def ablate(
   check(word)
   graph = problem.graph
   if word == 'featureless':
-    place = np.linspace(-1, 1, len(graph.nodes), dtype=np.float32)[:, None]
-    problem = problem.replace(graph=graph._replace(nodes=place))
+    place = np.linspace(-1, 1, len(problem.allowed), dtype=np.float32)[:, None]
+    problem = dataclasses.replace(problem, graph=graph._replace(nodes=place))
   elif word == 'edgeless':
-    problem = problem.replace(graph=_with_edges(graph, [], []))
+    problem = dataclasses.replace(problem, graph=_with_edges(graph, [], []))
   elif word == 'data_flow':
     graph = _with_edges(graph, data_flow.senders, data_flow.receivers)
-    problem = problem.replace(graph=graph)
+    problem = dataclasses.replace(problem, graph=graph)
   elif word == 'blind':
     problem = mixed_precision.blind(problem)
   return problem, SETTINGS.get(word, {})

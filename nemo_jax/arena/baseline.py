@@ -2,14 +2,16 @@
 
 from typing import NamedTuple, Protocol
 
-from nemo_jax.core.types import Array
+import numpy as np
+
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.search.problem import Problem
 
 
 class Score(Protocol):
   """Evaluates configurations, counts them, and keeps what is worth keeping."""
 
-  def __call__(self, choices: Array) -> Array:
+  def __call__(self, choices: ArrayLike) -> np.ndarray:
     """Returns float32[n, M] objectives of `choices` int32[n, N]."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemo_jax import pareto
 from nemo_jax.arena.baseline import Search
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.search import nemo
 from nemo_jax.search import progress as progress_lib
 from nemo_jax.search.problem import Population, Problem, SpeciesBuilder
@@ -62,19 +62,20 @@ class Ledger:
     found = np.isfinite(values).all(axis=1)
     return np.asarray(self.archive.choices)[found], values[found]
 
-  def score(self, choices: Array) -> Array:
+  def score(self, choices: ArrayLike) -> np.ndarray:
     """float32[n, M]: objectives of configurations [n, N], evaluated here."""
-    choices = np.asarray(choices, np.int32)
+    all_rows = np.asarray(choices, np.int32)
     found = [np.zeros((0, len(self._problem.ideal)), np.float32)]
-    for start in range(0, len(choices), self._block):
-      rows = choices[start : start + self._block]
+    for start in range(0, len(all_rows), self._block):
+      rows = all_rows[start : start + self._block]
       found.append(objectives(self._problem, rows, self.progress))
       padding = (0, self._block - len(rows)), (0, 0)
-      block = Population(
+      columns: list[Any] = [
         np.pad(rows, padding),
         np.pad(found[-1], padding, constant_values=np.inf),
         np.zeros(self._block, np.int32),
-      )
+      ]
+      block = Population(*columns)
       reference = self._problem.reference
       self.note(_insert(self.archive, block, reference), len(rows))
     return np.concatenate(found)
@@ -84,7 +85,7 @@ _insert = jax.jit(pareto.archive_insert)
 
 
 @functools.cache
-def _evaluate(evaluate):
+def _evaluate(evaluate: Any) -> Callable[..., Array]:
   """Compiled once for all methods and seeds on a problem."""
   return jax.jit(evaluate)
 
@@ -97,11 +98,12 @@ def _volume(problem, objectives):
 
 def objectives(
   problem: Problem,
-  choices: Array,
+  choices: ArrayLike,
   progress: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
   """float32[n, M]: of configurations [n, N], one after the other."""
-  run, values = _evaluate(problem.evaluate), []
+  evaluate: Any = problem.evaluate
+  run, values = _evaluate(evaluate), []
   for row in np.asarray(choices, np.int32):
     values.append(np.asarray(run(problem.data, row), np.float32))
     progress(1)

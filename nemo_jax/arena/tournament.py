@@ -121,10 +121,12 @@ def _unseen_volumes(
   values = contest.objectives(unseen, rows)
   columns = list(range(objectives))
   top1 = [unseen.objective_names.index('top1_error'), *columns[1:]]
-  return tuple(
-    statistics.hypervolume(values[:, c], unseen.ideal[c], unseen.reference[c])
-    for c in (np.asarray(columns), np.asarray(top1))
+  volume = lambda own: statistics.hypervolume(
+    values[:, own],
+    np.asarray(unseen.ideal)[own],
+    np.asarray(unseen.reference)[own],
   )
+  return volume(columns), volume(top1)
 
 
 def run_cell(

@@ -64,7 +64,7 @@ def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
   return jax.tree.map(one, tree)
 
 
-def jit(function: Callable, mesh: Mesh | None, **options) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> Any:
   """`jax.jit` whose results every process can read in full."""
   if mesh is None:
     return jax.jit(function, **options)

@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def errors_named(path: str | os.PathLike) -> Iterator[None]:
+def errors_named(path: str | os.PathLike) -> Generator[None]:
   """Errors of the operating system as `InputError`s that name a path."""
   try:
     yield
@@ -102,7 +102,7 @@ def _sweep(folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def draft(
   path: str | os.PathLike, folder: bool = False
-) -> Iterator[pathlib.Path]:
+) -> Generator[pathlib.Path]:
   """A draft to write, which becomes the file, or the folder, at the end.
 
   If anything fails the draft is deleted and what was there stays. A folder that
@@ -119,13 +119,13 @@ def draft(
   with errors_named(path.parent), contextlib.ExitStack() as stack:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    names = {'dir': path.parent, 'prefix': f'.{path.name}.', 'suffix': _DRAFT}
+    where = os.fspath(path.parent)
     if folder:
-      made = pathlib.Path(tempfile.mkdtemp(**names))
-      handle = os.open(made, os.O_RDONLY)
+      name = tempfile.mkdtemp(_DRAFT, f'.{path.name}.', where)
+      handle = os.open(name, os.O_RDONLY)
     else:
-      handle, name = tempfile.mkstemp(**names)
-      made = pathlib.Path(name)
+      handle, name = tempfile.mkstemp(_DRAFT, f'.{path.name}.', where)
+    made = pathlib.Path(name)
     stack.callback(delete, made)
     stack.callback(os.close, handle)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +169,7 @@ def _digest_of_names(arrays: Mapping[str, np.ndarray]) -> str:
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   seal = np.frombuffer(bytes.fromhex(_digest_of_names(arrays)), np.uint8)
   with open(path, 'wb') as file:
-    np.savez(file, **arrays, **{_DIGEST: seal})
+    np.savez(file, allow_pickle=False, **arrays, **{_DIGEST: seal})
 
 
 def write_arrays(
@@ -276,7 +276,7 @@ def cached(
     # Before the work, so that a folder that takes no file is named at once.
     made = stack.enter_context(draft(path)) if writes else None
     arrays = {name: np.asarray(x) for name, x in make().items()}
-    if writes:
+    if made is not None:
       _save(made, arrays)
   return parse(arrays)
 

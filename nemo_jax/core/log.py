@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import IO
 
 
@@ -18,7 +18,7 @@ class Log:
       print(text, file=self._stream, flush=True)
 
   @contextlib.contextmanager
-  def stage(self, name: str) -> Iterator[None]:
+  def stage(self, name: str) -> Generator[None]:
     """Says what is being done within, and how long it took."""
     if self._stream is not None:
       print(f'{name} ...', end=' ', file=self._stream, flush=True)

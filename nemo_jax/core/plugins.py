@@ -75,6 +75,8 @@ def _import_own(kind: str, name: str) -> ModuleType:
     if known in sys.modules:
       return sys.modules[known]
     spec = importlib.util.spec_from_file_location(known, path)
+    if spec is None or spec.loader is None:
+      raise ImportError(f'{path} is no Python file')
     module = importlib.util.module_from_spec(spec)
     sys.modules[known] = module
     try:

@@ -43,7 +43,7 @@ def _largest_grey(image: PIL.Image.Image) -> int:
   if image.mode.startswith('I;16'):
     if image.format == 'TIFF':
       stated = _tag(image, _TIFF_LARGEST, 0)
-      return stated or 2 ** image.tag_v2[_TIFF_BITS][0] - 1
+      return stated or 2 ** image.tag_v2[_TIFF_BITS][0] - 1  # ty: ignore[missing-attribute]
     return 65535
   # Pillow opens 16 bits as 32 here, and scales other depths to 16.
   if image.mode == 'I' and image.format in ('PNG', 'PPM'):

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +95,7 @@ def draw(
   others: Sequence[int | None],
   seed: int,
   look: Callable[[Example], tuple[Any, Hashable]],
-) -> Iterator[Drawn]:
+) -> Generator[Drawn]:
   """Disjoint random samples of a source, example by example.
 
   A copy goes into the sample of the first image with its content, or is left

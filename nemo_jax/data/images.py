@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -201,7 +201,7 @@ def samples(
   """
   if resize and resize < crop:
     raise InputError(f'resize is {resize}; it must be 0, or {crop} and more')
-  recipe = [_LAYOUT, PIL.__version__, source.identity]
+  recipe: list[Any] = [_LAYOUT, PIL.__version__, source.identity]
   recipe += [even, list(others), seed, resize, crop]
   name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
   folder = files.local(cache) / f'images-{name}'

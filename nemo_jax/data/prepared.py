@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import pathlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import tensorflow_datasets as tfds
 
@@ -25,7 +25,7 @@ _RANDOM_ACCESS = ('array_record', 'parquet')
 
 
 @contextlib.contextmanager
-def _errors_of(where: str | pathlib.Path) -> Iterator[None]:
+def _errors_of(where: str | pathlib.Path) -> Generator[None]:
   try:
     yield
   except InputError:

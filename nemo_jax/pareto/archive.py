@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.pareto import contributions, indicators, sorting
 
 # Points that may be dropped at once, where they do not share what they cover.
@@ -38,7 +38,9 @@ def empty_population(
 
 
 def archive_insert(
-  archive: Population, candidates: Population, reference: Array | None = None
+  archive: Population,
+  candidates: Population,
+  reference: ArrayLike | None = None,
 ) -> Population:
   """The non-dominated rows of both, each objective vector once.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.pareto import sorting
 
 
@@ -53,7 +53,10 @@ def check_point(name: str, point, objectives: int) -> Array:
 
 
 def r2(
-  objectives: Array, weights: Array, ideal: Array, mask: Array | None = None
+  objectives: ArrayLike,
+  weights: Array,
+  ideal: ArrayLike,
+  mask: ArrayLike | None = None,
 ) -> Array:
   """float[...]: the R2 indicator, lower is better; +inf for an empty set.
 
@@ -133,7 +136,7 @@ def _exponents(depth: Array) -> Array:
 
 
 def hypervolume(
-  objectives: Array, reference: Array, mask: Array | None = None
+  objectives: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None
 ) -> Array:
   """float[]: the exact volume that the set dominates up to `reference [M]`.
 
@@ -180,7 +183,7 @@ def hypervolume(
 
 
 def sweep(
-  points: Array, reference: Array, exponents: Array | None = None
+  points: Array, reference: ArrayLike, exponents: Array | None = None
 ) -> Array:
   """The volume of points up to the reference, axes x 2^exponents.
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.pareto import sorting
 from nemo_jax.pareto.indicators import check_directions
 
 
 def hyperplane_normalize(
-  objectives: Array, ranks: Array, mask: Array | None = None
+  objectives: ArrayLike, ranks: Array, mask: ArrayLike | None = None
 ) -> Array:
   """float[n, M]: objectives with the ideal point at 0 and the nadir at 1.
 
@@ -59,7 +59,7 @@ def hyperplane_normalize(
   return jnp.where(usable[:, None], (objectives - ideal) / span, jnp.inf)
 
 
-def associate(normalized: Array, directions: Array) -> tuple[Array, Array]:
+def associate(normalized: Array, directions: ArrayLike) -> tuple[Array, Array]:
   """Nearest direction of each row, and the perpendicular distance to it.
 
   NSGA-III, algorithm 3. Rows `normalized [n, M]`, directions `[W, M]`;
@@ -85,7 +85,7 @@ def associate(normalized: Array, directions: Array) -> tuple[Array, Array]:
 
 
 def niching_order(
-  key: Array, ranks: Array, niche: Array, distance: Array
+  key: ArrayLike, ranks: Array, niche: Array, distance: Array
 ) -> Array:
   """int32[n]: row indices, best first, by front and then by niche count.
 
@@ -116,10 +116,10 @@ def niching_order(
 
 
 def nsga3_order(
-  key: Array,
-  objectives: Array,
-  directions: Array,
-  mask: Array | None = None,
+  key: ArrayLike,
+  objectives: ArrayLike,
+  directions: ArrayLike,
+  mask: ArrayLike | None = None,
 ) -> Array:
   """int32[n]: row indices in the order in which NSGA-III would keep them.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 
 # Rows that a loop takes at once, to be written out one after the other.
 _UNROLL = 8
@@ -34,7 +34,7 @@ def points(
   return objectives, mask
 
 
-def dominates(a: Array, b: Array) -> Array:
+def dominates(a: ArrayLike, b: ArrayLike) -> Array:
   """Whether `a [..., M]` is no worse everywhere and better somewhere."""
   a = checks.array('a', a, '.M', 'number')
   b = checks.array('b', b, '.M', 'number', M=a.shape[-1])
@@ -86,7 +86,7 @@ def sort_keys(objectives: Array) -> list[Array]:
   return [jnp.searchsorted(jnp.sort(k), k).astype(jnp.int16) for k in keys]
 
 
-def order(key: Array, bound: int) -> Array:
+def order(key: ArrayLike, bound: int) -> Array:
   """int32[n]: `jnp.argsort`, stable, of whole numbers in [0, bound).
 
   Key and place in one number, where 32 bits hold both: XLA takes four times as
@@ -119,7 +119,7 @@ def _push(ranks: Array, columns: list, floor: Array, pusher: list) -> Array:
 
 
 def nondominated_rank(
-  objectives: Array, mask: Array | None = None, block: int = 128
+  objectives: ArrayLike, mask: ArrayLike | None = None, block: int = 128
 ) -> Array:
   """int32[n]: 0 on the Pareto front, 1 on the front behind it, and so on.
 
@@ -212,7 +212,7 @@ def _mix(words: Array) -> Array:
   return words ^ (words >> 16)
 
 
-def duplicated(rows: Array, mask: Array | None = None) -> Array:
+def duplicated(rows: Array, mask: ArrayLike | None = None) -> Array:
   """bool[n]: an earlier valid row of `rows [n, k]` is equal to this one.
 
   Rows are sorted by a hash of 48 bits or more and then compared with their
@@ -253,7 +253,9 @@ def duplicated(rows: Array, mask: Array | None = None) -> Array:
 
 
 def crowding_distance(
-  objectives: Array, ranks: Array | None = None, mask: Array | None = None
+  objectives: ArrayLike,
+  ranks: Array | None = None,
+  mask: ArrayLike | None = None,
 ) -> Array:
   """float[n]: how far apart a point's neighbours on its own front are.
 

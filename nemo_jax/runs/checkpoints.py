@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import orbax.checkpoint as ocp
@@ -55,7 +55,7 @@ def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
 
 
 @contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
+def _unlogged() -> Generator[None]:
   """Within, an error is told once: it is raised.
 
   orbax's threads log it as well, with tracebacks; and what tensorstore still

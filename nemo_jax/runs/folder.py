@@ -15,8 +15,8 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import orbax.checkpoint as ocp
 
@@ -30,10 +30,12 @@ from nemo_jax.runs.metrics import append_metrics
 class State(Protocol):
   """What is stored: a tree of arrays that counts its generations."""
 
-  generation: Array
+  @property
+  def generation(self) -> Array:
+    """int32[], how many have been made."""
 
 
-Step = Callable[[State], tuple[State, dict[str, Array]]]
+S = TypeVar('S', bound=State)
 
 # In flags.json, beside the flags: what the run read, by its digest.
 _READ = 'digests'
@@ -55,7 +57,7 @@ def check_folder(path: str | os.PathLike, read_only: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: str | os.PathLike) -> Iterator[None]:
+def locked(workdir: str | os.PathLike) -> Generator[None]:
   """Makes a run's folder and keeps other processes out of it.
 
   The lock goes with the process, however it ends.
@@ -173,7 +175,7 @@ def started(
   workdir: str | os.PathLike,
   flags: Mapping[str, Any],
   digests: Mapping[str, str],
-) -> Iterator[tuple[str, Front | None]]:
+) -> Generator[tuple[str, Front | None]]:
   """The digest of a run, and its front if it has ended.
 
   Within, no other process runs in the folder, and errors of the operating
@@ -201,13 +203,13 @@ def started(
 
 
 def evolve(
-  workdir: str | os.PathLike,
+  workdir: str | os.PathLike | None,
   checkpoints: ocp.CheckpointManager | None,
-  step: Step,
-  state: State,
+  step: Callable[[S], tuple[S, dict[str, Array]]],
+  state: S,
   generations: int,
   run: str | None = None,
-) -> Iterator[tuple[State, dict]]:
+) -> Iterator[tuple[S, dict[str, Array]]]:
   """The state and metrics of each generation still to come, all stored.
 
   Without `checkpoints` nothing is stored: another process does it. `run` is
@@ -218,7 +220,7 @@ def evolve(
   """
   for generation in range(int(state.generation) + 1, generations + 1):
     state, metrics = step(state)
-    if checkpoints is not None:
+    if workdir is not None and checkpoints is not None:
       append_metrics(workdir, metrics)
       save(checkpoints, generation, state, run)
     yield state, metrics

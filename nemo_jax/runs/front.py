@@ -195,10 +195,12 @@ def _point_to_json(point: Point) -> dict[str, Any]:
 
 def _point_from_json(content: Mapping[str, Any]) -> Point:
   names = {field.name for field in dataclasses.fields(Point)} - {'shortfall'}
-  known = {k: v for k, v in content.items() if k in names}
-  return Point(
-    **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-  )
+  known: dict[str, Any] = {
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in content.items()
+    if k in names
+  }
+  return Point(**known)
 
 
 def to_json(front: Front) -> dict[str, Any]:
@@ -234,14 +236,22 @@ def from_json(content: Mapping[str, Any]) -> Front:
   """The front that a valid content is of; what it lacks is marked absent."""
   names = {field.name for field in dataclasses.fields(Front)}
   names -= {'model', 'float_point'}
-  found = {k: v for k, v in content.items() if k in names}
-  found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+  found: dict[str, Any] = {
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in content.items()
+    if k in names
+  }
   for name in ('points', 'uniform'):
     found[name] = tuple(map(_point_from_json, content.get(name, ())))
   if 'float' in content:
     found['float_point'] = _point_from_json(content['float'])
-  absent = {'workload': '', 'objective_names': (), 'quantizers': ()}
-  return Front(**absent | {'versions': {}} | found)
+  absent: dict[str, Any] = {
+    'workload': '',
+    'objective_names': (),
+    'quantizers': (),
+    'versions': {},
+  }
+  return Front(**absent | found)
 
 
 def read(
@@ -255,7 +265,7 @@ def read(
   """
   path = files.local(path) / FRONT_FILE
   content = files.read_json(path)
-  version = content.get('version')
+  version: Any = content.get('version')
   if version not in schema.VERSIONS:
     schema.validate(content, path)
   sealed = version > 1 or 'sha256' in content

@@ -41,12 +41,12 @@ def run_at(model: Model, bits: Sequence[int]) -> Callable[[PyTree], PyTree]:
     InputError: there are not as many.
   """
   quantized, variables = model
-  bits = np.asarray(bits, np.int32)
-  bits = np.asarray(widths.check_bits(bits, len(quantized.quantizers)))
-  narrow = bits.max() <= widths.NARROW_BITS
+  count = len(quantized.quantizers)
+  row = np.asarray(widths.check_bits(np.asarray(bits, np.int32), count))
+  narrow = row.max() <= widths.NARROW_BITS
   encode = jax.jit(quantized.encode, static_argnames='max_bits')
   encoded = encode(
-    variables, bits, max_bits=widths.NARROW_BITS if narrow else None
+    variables, row, max_bits=widths.NARROW_BITS if narrow else None
   )
   run = jax.jit(quantized.run)
   return lambda inputs: run(variables, inputs, encoded)

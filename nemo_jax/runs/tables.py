@@ -42,7 +42,10 @@ def table(front: Front, chosen: Mapping[int, Point]) -> str:
   cells = [head]
   for name, point in rows:
     numbers = ['-' if x is None else f'{x:.4f}' for x in point.objectives]
-    accuracy = [f'{100 * point.test_accuracy:.2f} %'] if scored else []
+    accuracy = []
+    if scored:
+      share = point.test_accuracy
+      accuracy = ['-' if share is None else f'{100 * share:.2f} %']
     cells.append([name, *numbers, *accuracy, point.species or ''])
   lines = columns(cells)
   lines.insert(1, '-' * max(map(len, lines)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nemo_jax import pareto
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 
 # By which species are compared; see `utility`.
 UTILITIES = ('r2', 'hypervolume', 'front_count')
@@ -99,7 +99,7 @@ def utility(
   scaled: Array,
   species: Array,
   count: int,
-  directions: Array,
+  directions: ArrayLike,
   member: Array,
   rank: Array,
 ) -> Array:

@@ -6,6 +6,7 @@ many places it has is not known when a program is compiled.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def fill(
 
 def asks(
   propose: Callable[[PyTree, Array], tuple[Array, PyTree]], number: int
-) -> dict[str, Callable[[Array, PyTree], tuple[Array, PyTree]]]:
+) -> dict[str, Any]:
   """`ask` and `ask_more` of a species.
 
   Args:

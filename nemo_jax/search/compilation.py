@@ -1,8 +1,9 @@
 """A generation as three programs, of which one is for the problem's mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,19 +49,20 @@ def compile_generation(
     state: from `init`.
     batch_size: candidates evaluated at once, see `evaluate`.
   """
-  mesh, apart = problem.mesh, problem.replace(data=None, mesh=None)
+  mesh, apart = problem.mesh, dataclasses.replace(problem, data=None, mesh=None)
   place = lambda x: devices.place(x, mesh, PartitionSpec())
-  donated = {'donate_argnames': 'state'}
   of_ask = lambda state, problem: ask(problem, key, state)
   of_tell = lambda state, problem, asked, objectives: tell(
     problem, key, state, asked, objectives
   )
-  asks = jax.jit(of_ask, **donated).lower(state=state, problem=apart)
-  scores = functools.partial(evaluate, batch_size=batch_size)
-  scores = devices.jit(scores, mesh)
-  scores = scores.lower(problem, place(state.population.choices))
+  asks = jax.jit(of_ask, donate_argnames='state').lower(
+    state=state, problem=apart
+  )
+  score: Any = functools.partial(evaluate, batch_size=batch_size)
+  score = devices.jit(score, mesh)
+  scores = score.lower(problem, place(state.population.choices))
   asked, after = asks.out_info
-  tells = jax.jit(of_tell, **donated).lower(
+  tells = jax.jit(of_tell, donate_argnames='state').lower(
     state=after,
     problem=apart,
     asked=asked,

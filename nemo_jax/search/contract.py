@@ -4,6 +4,8 @@ Values are checked where they are known, shapes and types also while they are
 traced.
 """
 
+from typing import Any
+
 import numpy as np
 
 from nemo_jax.core import checks
@@ -81,7 +83,7 @@ def _check_prior(prior, nodes: int, choices: int) -> None:
   pairs = checks.array('problem.prior.pairs', prior.pairs, 'Es', 'whole')
   _check_places('problem.prior.pairs', pairs, nodes)
   costs = np.shape(prior.costs)[-1] if np.ndim(prior.costs) else 0
-  sizes = {'N': nodes, 'K': choices, 'L': choices, 'C': costs}
+  sizes: dict[str, Any] = {'N': nodes, 'K': choices, 'L': choices, 'C': costs}
   sizes |= {'E': len(pairs), 's': 2}
   for name, axes in (
     ('loss', 'NK'),

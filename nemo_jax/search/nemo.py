@@ -20,6 +20,7 @@ Or with candidates scored elsewhere, by whatever can score them:
 run that is stored and restored goes on as if it had never stopped.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 
 from nemo_jax import pareto
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
 from nemo_jax.search import allocation, contract, progress, screening, survival
 from nemo_jax.search import surrogate as surrogate_lib
 from nemo_jax.search.compilation import Compiled, compile_generation
@@ -174,7 +175,7 @@ def make(
 
   def step(key, state, data=None):
     asked, state = ask(key, state)
-    own = problem if data is None else problem.replace(data=data)
+    own = problem if data is None else dataclasses.replace(problem, data=data)
     objectives = evaluate(own, asked.choices, batch_size)
     return tell(key, state, asked, objectives)
 
@@ -198,7 +199,7 @@ def _init(
   sizes = allocation.apportion(shares, population_size)
   owners = allocation.owners_of(sizes, population_size)
   keys = jax.random.split(key, len(species))
-  model = surrogate and surrogate(problem)
+  model = surrogate(problem) if surrogate else None
   empty = functools.partial(
     pareto.empty_population, num_nodes=nodes, num_objectives=objectives
   )
@@ -235,7 +236,7 @@ def _ask(
     state.archive,
     species,
     state.species,
-    surrogate and surrogate(problem),
+    surrogate(problem) if surrogate else None,
     state.surrogate,
   )
   return asked, state._replace(species=states)
@@ -262,7 +263,7 @@ def _offspring(problem: Problem, asked: Asked, objectives: Array) -> Population:
 
 
 def _rank(
-  key: Array, problem: Problem, pool: Population, directions: Array
+  key: Array, problem: Problem, pool: Population, directions: ArrayLike
 ) -> tuple[Array, Array, Array]:
   """Scaled objectives [n, M], members bool[n] and ranks float32[n] of a pool.
 
@@ -315,16 +316,14 @@ def _tell(
     jnp.where(member, rank, jnp.inf), pool, asked, sizes
   )
   learned, belief = None, state.surrogate
-  if model := surrogate and surrogate(problem):
+  if model := surrogate(problem) if surrogate else None:
     belief, learned = model.update(seen_key, belief, offspring)
   feedback = survival.feedback(
     population, kept_rank, source, asked, rank[places:], learned
   )
   keys = jax.random.split(tell_key, count)
-  told = (
-    one.tell(*rest)
-    for one, *rest in zip(species, keys, state.species, feedback, strict=True)
-  )
+  rows = zip(species, keys, state.species, feedback, strict=True)
+  told = (one.tell(own, last, said) for one, own, last, said in rows)
   new = State(
     generation=state.generation + 1,
     population=population,
@@ -340,7 +339,7 @@ def _tell(
 
 
 def _metrics(
-  state: State, problem: Problem, utility: Array, directions: Array
+  state: State, problem: Problem, utility: Array, directions: ArrayLike
 ) -> Metrics:
   """What a run logs of a generation; arrays over species are [S]."""
   count = len(state.species)

@@ -165,7 +165,7 @@ def most_likely(problem: Problem, network: nn.Module) -> Policy:
   graph = policies.undirected(jax.device_get(problem.graph))
 
   def choose(weights):
-    logits = network.apply(weights, graph)
+    logits = jnp.asarray(network.apply(weights, graph))
     logits = jnp.where(problem.allowed, logits, -jnp.inf)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 
 from nemo_jax.core.types import Array
+from nemo_jax.search.problem import Graph
 
 _TILE = 32  # rows of a product with a matrix that is mostly zeros
 
@@ -24,14 +24,14 @@ def _edges(adjacency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return senders.astype(np.int32), receivers.astype(np.int32)
 
 
-def _adjacency(graph: jraph.GraphsTuple) -> np.ndarray:
+def _adjacency(graph: Graph) -> np.ndarray:
   count = graph.nodes.shape[0]
   adjacency = np.eye(count, dtype=bool)
   adjacency[np.asarray(graph.senders), np.asarray(graph.receivers)] = True
   return adjacency
 
 
-def undirected(graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+def undirected(graph: Graph) -> Graph:
   """The graph with every edge both ways and an edge from each node to itself.
 
   Searchers have to see what follows a tensor as well as what precedes it, and
@@ -46,7 +46,7 @@ def undirected(graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
   )
 
 
-def reach(graph: jraph.GraphsTuple, hops: int) -> np.ndarray:
+def reach(graph: Graph, hops: int) -> np.ndarray:
   """float32[N, N]: 1 where two nodes are at most `hops` edges apart."""
   step = _adjacency(graph).astype(np.float32)
   return (np.linalg.matrix_power(step, hops) > 0).astype(np.float32)
@@ -62,7 +62,7 @@ class Convolution(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, graph: jraph.GraphsTuple) -> Array:
+  def __call__(self, graph: Graph) -> Array:
     """From nodes [N, F], and globals [G] or None, to [N, features]."""
     near = reach(graph, 1)
     scale = near.sum(axis=1) ** -0.5
@@ -77,7 +77,7 @@ class Convolution(nn.Module):
     return nodes @ kernel[:width] + near.sum(axis=1)[:, None] * everywhere
 
 
-def _neighbors(graph: jraph.GraphsTuple) -> tuple[np.ndarray, np.ndarray]:
+def _neighbors(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
   """int32[D, N], the senders to each node, and bool[D, N], which there are."""
   order = np.argsort(graph.receivers, kind='stable')
   receivers = np.asarray(graph.receivers)[order]
@@ -102,7 +102,7 @@ class _PairScores(nn.Module):
     return nodes @ kernel[:width], nodes @ kernel[width:] + bias
 
 
-def _attend(graph: jraph.GraphsTuple, features: int, name: str) -> Array:
+def _attend(graph: Graph, features: int, name: str) -> Array:
   """Graph attention of one head (Velickovic et al. 2018)."""
   nodes = nn.Dense(features, use_bias=False, name=f'{name}_query')(graph.nodes)
   sent, received = _PairScores(name=f'{name}_logit')(nodes)
@@ -115,10 +115,10 @@ def _attend(graph: jraph.GraphsTuple, features: int, name: str) -> Array:
   highest = functools.reduce(jnp.maximum, logits)
   weights = [jnp.exp(x - highest) for x in logits]
   total = sum(w * nodes[rows] for w, rows in zip(weights, table, strict=True))
-  return total / sum(weights)
+  return jnp.asarray(total / sum(weights))
 
 
-def _head(graph: jraph.GraphsTuple, hidden: int, num_choices: int) -> Array:
+def _head(graph: Graph, hidden: int, num_choices: int) -> Array:
   """What follows the graph layer in both policies."""
   graph = graph._replace(nodes=nn.selu(graph.nodes))
   nodes = nn.selu(_attend(graph, hidden, 'attention'))
@@ -133,16 +133,14 @@ class GCN(nn.Module):
   hidden: int = 8
 
   @nn.compact
-  def __call__(self, graph: jraph.GraphsTuple) -> Array:
+  def __call__(self, graph: Graph) -> Array:
     """Applies the policy to a graph with nodes [N, F]."""
     nodes = Convolution(self.hidden, name='convolution')(graph)
     graph = graph._replace(nodes=nodes)
     return _head(graph, self.hidden, self.num_choices)
 
 
-def sums_within(
-  graph: jraph.GraphsTuple, hops: int
-) -> Callable[[Array], Array]:
+def sums_within(graph: Graph, hops: int) -> Callable[[Array], Array]:
   """From nodes [N, F] to sums [N, F] over those at most `hops` edges away.
 
   The product with `reach`, the same for all networks, so that those of many are
@@ -155,7 +153,7 @@ def sums_within(
   columns = [np.flatnonzero(near[s : s + _TILE].any(axis=0)) for s in starts]
   width = max(c[-1] - c[0] + 1 for c in columns)
   if 2 * width > count:
-    return lambda nodes: near @ nodes
+    return lambda nodes: jnp.asarray(near @ nodes)
   firsts = [min(c[0], count - width) for c in columns]
   padded = np.pad(near, ((0, len(starts) * _TILE - count), (0, 0)))
   tiles = np.stack(
@@ -219,7 +217,7 @@ class GraphUNet(nn.Module):
   depth: int = 2
 
   @nn.compact
-  def __call__(self, graph: jraph.GraphsTuple) -> Array:
+  def __call__(self, graph: Graph) -> Array:
     """Applies the policy to a graph with nodes [N, F]."""
     nodes = nn.selu(Convolution(self.hidden, name='convolution')(graph))
     count = nodes.shape[0]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.search.problem import Prior, Problem
 
 # Messages go no further than this: enough for trees that are as far across.
@@ -24,17 +24,18 @@ _FORBIDDEN = 1e12
 
 
 def is_known(problem: Problem) -> bool:
-  """Whether there is an prior, with a cost to put a price on."""
-  return problem.prior is not None and problem.prior.costs.shape[-1] > 0
+  """Whether there is a prior, with a cost to put a price on."""
+  prior = problem.prior
+  return prior is not None and np.shape(prior.costs)[-1] > 0
 
 
 def of(problem: Problem) -> Prior:
-  """The estimate of a problem.
+  """The prior of a problem.
 
   Raises:
     InputError: it has none, or one without costs.
   """
-  if not is_known(problem):
+  if problem.prior is None or not is_known(problem):
     raise InputError(
       'this needs an estimate of what each choice loses, and a cost among the '
       'objectives; give make_problem sensitivities'
@@ -122,7 +123,7 @@ def rounds(prior: Prior) -> int:
 
 
 def cheapest(
-  prior: Prior, allowed: Array, prices: Array, factors: Array, hops: int
+  prior: Prior, allowed: ArrayLike, prices: Array, factors: Array, hops: int
 ) -> Array:
   """int32[N]: the least of factors x loss + prices x costs, over all choices.
 
@@ -166,7 +167,9 @@ def cheapest(
   return jnp.argmin(final, axis=-1).astype(jnp.int32)
 
 
-def draw_prices(key: Array, rates: Array, span: Array, count: int) -> Array:
+def draw_prices(
+  key: Array, rates: ArrayLike, span: ArrayLike, count: int
+) -> Array:
   """float32[count, C]: prices at random, such that all of a front is met.
 
   Their mean level is one of the rates at which something changes, between two

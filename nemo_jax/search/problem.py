@@ -25,14 +25,14 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
-import jraph
 
-from nemo_jax.core.types import Array, PyTree
+from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.pareto.archive import Population
 
 __all__ = [
   'Evaluate',
   'Feedback',
+  'Graph',
   'KnownObjectives',
   'Population',
   'Prior',
@@ -53,10 +53,15 @@ class Prior(NamedTuple):
   product of two nodes is a sum over pairs.
   """
 
-  loss: Array  # [N, K] float32
-  costs: Array  # [N, K, C] float32
-  pairs: Array  # [E, 2] int32, nodes
-  pair_costs: Array  # [E, K, K, C] float32, by the choices of both
+  loss: ArrayLike  # [N, K] float32
+  costs: ArrayLike  # [N, K, C] float32
+  pairs: ArrayLike  # [E, 2] int32, nodes
+  pair_costs: ArrayLike  # [E, K, K, C] float32, by the choices of both
+
+
+# A jraph.GraphsTuple whose nodes are an array [N, F]; jraph's own annotations
+# allow any tree.
+Graph = Any
 
 
 class Evaluate(Protocol):
@@ -95,11 +100,11 @@ class Problem:
     known_objectives: see `KnownObjectives`; None where they are not known.
   """
 
-  graph: jraph.GraphsTuple
+  graph: Graph
   data: PyTree
-  allowed: Array
-  ideal: Array
-  reference: Array
+  allowed: ArrayLike
+  ideal: ArrayLike
+  reference: ArrayLike
   evaluate: Evaluate = flax.struct.field(pytree_node=False)
   objective_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
   mesh: jax.sharding.Mesh | None = flax.struct.field(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nemo_jax import pareto
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.search.problem import Population, Problem
 
 
@@ -22,7 +22,7 @@ def hypervolume(
 
 
 def front_metrics(
-  problem: Problem, archive: Population, species: int, directions: Array
+  problem: Problem, archive: Population, species: int, directions: ArrayLike
 ) -> dict[str, Array]:
   """Metrics of an archive: its indicators, size, best, and whose points it has.
 

@@ -57,7 +57,9 @@ class SSNE(base.PopulationBasedAlgorithm):
     self.sizes = np.asarray(own if sizes is None else sizes)
 
   @property
-  def _default_params(self) -> Params:
+  def _default_params(  # ty: ignore[incompatible-property-override]
+    self,
+  ) -> Params:
     return Params()
 
   def _init(self, key: jax.Array, params: Params) -> State:

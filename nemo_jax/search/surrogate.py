@@ -55,6 +55,7 @@ class Features(NamedTuple):
 
 def _shares(problem: Problem, choices: Array) -> tuple[Array, Array]:
   """Level [n] and shares [n, N] of `Features`."""
+  assert problem.prior is not None  # see `make`
   loss = jnp.asarray(problem.prior.loss)
   unit = problem.reference[0] - problem.ideal[0]
   parts = jnp.maximum(_look_up(loss, choices) / unit, 0)
@@ -252,7 +253,9 @@ def rounds(
     count: how many are chosen at most.
   """
   ideal, span = problem.ideal, problem.reference - problem.ideal
-  costs = jax.vmap(problem.known_objectives)(proposals)
+  known = problem.known_objectives
+  assert known is not None  # see `make`
+  costs = jax.vmap(known)(proposals)
   points = ideal[1:] + span[1:] * _points(key, POINTS, costs.shape[1])
   within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
   # What is attained within the costs of each point; [T].

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
 
 
 def tournament(
@@ -120,7 +120,7 @@ def polynomial_mutation(
   return jnp.clip(jnp.where(chosen, moved, genotype), low, high)
 
 
-def nearest_allowed(choices: Array, allowed: Array) -> Array:
+def nearest_allowed(choices: ArrayLike, allowed: ArrayLike) -> Array:
   """int32[P, N]: each choice, or the nearest one that the node allows.
 
   Args:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import ArrayLike, InputError
 from nemo_jax.quantization.costs import Costs
 from nemo_jax.quantization.numerics.widths import FLOAT_BITS
 from nemo_jax.search.problem import Prior
@@ -22,7 +22,7 @@ def _merged(pairs: np.ndarray, costs: np.ndarray):
 
 def make_prior(
   costs: Costs,
-  sensitivities: np.ndarray,
+  sensitivities: ArrayLike,
   widths: Sequence[int],
   names: Sequence[str],
 ) -> Prior:

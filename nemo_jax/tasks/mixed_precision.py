@@ -1,7 +1,8 @@
 """Mixed-precision quantization as a search problem."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from nemo_jax.core import batches, devices, memory
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.quantization.numerics.bank import Bank
 from nemo_jax.quantization.quantized import Quantized
@@ -32,31 +33,31 @@ class Data(NamedTuple):
   variables: PyTree
   bank: Bank
   inputs: PyTree  # [B, ...] each
-  labels: Array  # [B] int32
-  logits: Array  # [B, C] float32, of the float network
-  bit_widths: Array  # [K] int32
+  labels: ArrayLike  # [B] int32
+  logits: ArrayLike  # [B, C] float32, of the float network
+  bit_widths: ArrayLike  # [K] int32
 
 
 _BY_IMAGE = PartitionSpec(devices.IMAGE)
-# How the data are laid over a mesh.
-DATA_SPECS = Data(*[PartitionSpec()] * len(Data._fields))._replace(
-  inputs=_BY_IMAGE, labels=_BY_IMAGE, logits=_BY_IMAGE
-)
+# How the data are laid over a mesh, in the shape of the data.
+_SPECS: dict[str, Any] = dict.fromkeys(Data._fields, PartitionSpec())
+_SPECS |= dict.fromkeys(('inputs', 'labels', 'logits'), _BY_IMAGE)
+DATA_SPECS = Data(**_SPECS)
 
 
 def make_problem(
   quantized: Quantized,
   variables: PyTree,
   inputs: PyTree,
-  labels: Array,
+  labels: ArrayLike,
   *,
   objectives: Sequence[str] = objectives_lib.DEFAULT,
   bit_widths: Sequence[int] = widths_lib.DEFAULT,
-  allowed: Array | None = None,
+  allowed: ArrayLike | None = None,
   data_flow: bool = False,
   images_at_once: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
-  sensitivities: Array | None = None,
+  sensitivities: ArrayLike | None = None,
 ) -> Problem:
   """The search for the bit-widths of a network's quantizers.
 
@@ -94,8 +95,8 @@ def make_problem(
   if 'top5_error' in objectives and classes <= 5:
     raise InputError(f'top5_error needs over 5 classes; there are {classes}')
   shape = (len(structure.quantizers), len(widths))
-  allowed = np.ones(shape, bool) if allowed is None else allowed
-  _check_allowed(allowed, shape)
+  possible = np.ones(shape, bool) if allowed is None else np.asarray(allowed)
+  _check_allowed(possible, shape)
   bounds = [
     objectives_lib.bounds(name, structure, classes, widths[-1])
     for name in objectives
@@ -105,7 +106,7 @@ def make_problem(
   prior = None
   if sensitivities is not None:
     prior = _prior(quantized, sensitivities, widths, objectives)
-    graph = with_sensitivities(graph, prior.loss)
+    graph = with_sensitivities(graph, np.asarray(prior.loss))
   data = Data(
     variables=variables,
     bank=quantized.bank,
@@ -117,7 +118,7 @@ def make_problem(
   return Problem(
     graph=jax.tree.map(np.asarray, graph),
     data=_place(data, mesh),
-    allowed=np.asarray(allowed, bool),
+    allowed=np.asarray(possible, bool),
     ideal=ideal,
     reference=reference,
     evaluate=_evaluation(quantized, objectives, widths, chunk, mesh, count),
@@ -129,7 +130,7 @@ def make_problem(
   )
 
 
-def _check_allowed(allowed: Array, shape: tuple[int, int]) -> None:
+def _check_allowed(allowed: np.ndarray, shape: tuple[int, int]) -> None:
   """Raises `InputError` unless every node of `shape` [N, K] has a choice."""
   if jnp.shape(allowed) != shape:
     raise InputError(
@@ -152,8 +153,8 @@ def _place(data: Data, mesh: jax.sharding.Mesh | None) -> Data:
       labels=data.labels[rows],
       logits=np.asarray(data.logits)[rows],
     )
-  placed = zip(data, DATA_SPECS, strict=True)
-  return Data(*(devices.place(part, mesh, spec) for part, spec in placed))
+  place = lambda name: devices.place(getattr(data, name), mesh, _SPECS[name])
+  return Data(**{name: place(name) for name in Data._fields})
 
 
 def _evaluation(
@@ -215,7 +216,7 @@ def _known(
 
 def _prior(
   quantized: Quantized,
-  sensitivities: Array,
+  sensitivities: ArrayLike,
   widths: Sequence[int],
   objectives: Sequence[str],
 ) -> Prior:
@@ -244,9 +245,10 @@ def blind(problem: Problem) -> Problem:
   """The problem as it is without sensitivities."""
   if problem.prior is None:
     return problem
-  features = problem.graph.nodes.shape[1] - problem.allowed.shape[1]
-  graph = problem.graph._replace(nodes=problem.graph.nodes[:, :features])
-  return problem.replace(graph=graph, prior=None)
+  nodes = np.asarray(problem.graph.nodes)
+  features = nodes.shape[1] - problem.allowed.shape[1]
+  graph = problem.graph._replace(nodes=nodes[:, :features])
+  return dataclasses.replace(problem, graph=graph, prior=None)
 
 
 def float_objectives(problem: Problem, images: int) -> list[float]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.structure import Structure
 
@@ -34,7 +34,7 @@ def check(objectives: Sequence[str]) -> tuple[str, ...]:
   return tuple(objectives)
 
 
-def in_top_k(logits: Array, labels: Array, k: int) -> Array:
+def in_top_k(logits: Array, labels: ArrayLike, k: int) -> Array:
   """bool[B]: whether the label is among the k best.
 
   A label ties with another class to its own disadvantage, and logits that are
@@ -53,7 +53,7 @@ def in_top_k(logits: Array, labels: Array, k: int) -> Array:
 
 
 def performance(
-  name: str, logits: Array, labels: Array, float_logits: Array
+  name: str, logits: Array, labels: ArrayLike, float_logits: ArrayLike
 ) -> Array:
   """float32[B]: an objective for every image, lower is better.
 

@@ -11,7 +11,7 @@ import tqdm
 from jax.sharding import PartitionSpec
 
 from nemo_jax.core import batches, devices, memory
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
 from nemo_jax.quantization.numerics import widths
 from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.trace import finite, tracing
@@ -23,18 +23,18 @@ CHUNKS = 16
 LEAST_SKILL = 0.2
 
 
-def check_labels(labels: Array, count: int, num_classes: int) -> None:
+def check_labels(labels: ArrayLike, count: int, num_classes: int) -> None:
   """Raises `InputError` unless there is a class for each image."""
-  labels = np.asarray(labels)
-  if labels.shape != (count,):
+  known = np.asarray(labels)
+  if known.shape != (count,):
     raise InputError(
-      f'labels have shape {labels.shape}; there are {count} inputs'
+      f'labels have shape {known.shape}; there are {count} inputs'
     )
-  if not np.issubdtype(labels.dtype, np.integer) or not (
-    labels.min() >= 0 and labels.max() < num_classes
+  if not np.issubdtype(known.dtype, np.integer) or not (
+    known.min() >= 0 and known.max() < num_classes
   ):
     raise InputError(
-      f'labels go from {labels.min()} to {labels.max()}; classes are whole '
+      f'labels go from {known.min()} to {known.max()}; classes are whole '
       f'numbers from 0 to {num_classes - 1}'
     )
 
@@ -69,7 +69,7 @@ def warn_if_guessing(top1: float, images: int, classes: int) -> None:
     )
 
 
-def check_skill(logits: Array, labels: Array) -> None:
+def check_skill(logits: Array, labels: ArrayLike) -> None:
   """Warns if float logits [B, C] are right little more often than guessing."""
   right = in_top_k(logits, jnp.asarray(labels, jnp.int32), 1)
   warn_if_guessing(float(jnp.mean(right)), len(labels), logits.shape[1])

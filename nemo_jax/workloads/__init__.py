@@ -8,7 +8,6 @@ with a dot, names a workload of the user's own.
 
 import os
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,15 +15,16 @@ import jax
 
 from nemo_jax.core import plugins
 from nemo_jax.core.files import errors_named
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.data.labelled import Images
 from nemo_jax.quantization.trace import finite
+from nemo_jax.quantization.trace.tracing import Apply
 
 
 class Network(NamedTuple):
   """A network without weights: enough to trace it."""
 
-  apply: Callable[[PyTree, Array], Array]  # (variables, images) -> logits
+  apply: Apply  # (variables, images) -> logits
   variables: PyTree  # of jax.ShapeDtypeStruct
   images: jax.ShapeDtypeStruct  # [1, height, width, channels]
 
@@ -52,11 +52,22 @@ class Workload(NamedTuple):
   """A trained network, and images for three uses that share none."""
 
   name: str
-  apply: Callable[[PyTree, Array], Array]  # (variables, images) -> logits
+  apply: Apply  # (variables, images) -> logits
   variables: PyTree
   calibration: Images  # sets the ranges of the quantizers
   search: Images  # scores candidates
   test: Images | None  # scores the front, once, at the end
+
+
+def unseen(workload: Workload) -> Images:
+  """The images that score a front at the end.
+
+  Raises:
+    InputError: the workload has none.
+  """
+  if workload.test is None:
+    raise InputError(f'the workload {workload.name} has no test images')
+  return workload.test
 
 
 def names() -> list[str]:

@@ -1,7 +1,9 @@
 """Workloads of published weights and images that users have."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +24,7 @@ class Recipe(NamedTuple):
   """What tells one pretrained workload from another."""
 
   name: str
-  model: object  # a Flax module
+  model: nn.Module
   num_classes: int
   image_size: int
   resize: int  # of the short side, before the crop to image_size
@@ -41,9 +43,12 @@ IMAGENET = {
 def _by_channel(values) -> jax.Array:
   """float32[3]: numbers of the program, as no array that a model stores."""
   channel = jnp.arange(3)
-  return sum(
-    jnp.where(channel == i, x, 0.0).astype(jnp.float32)
-    for i, x in enumerate(values)
+  return functools.reduce(
+    jnp.add,
+    [
+      jnp.where(channel == i, x, 0.0).astype(jnp.float32)
+      for i, x in enumerate(values)
+    ],
   )
 
 
@@ -84,12 +89,16 @@ def check(recipe: Recipe, sources: Sources) -> None:
 
 
 def _read_weights(recipe: Recipe, sources: Sources, shapes):
-  path = sources.weights or weights.download(recipe.url, sources.cache)
+  path = sources.weights
+  if path is None:
+    assert recipe.url is not None  # see `check`
+    path = weights.download(recipe.url, sources.cache)
   return weights.convert(weights.read(path), shapes)
 
 
 def _read_images(recipe: Recipe, sources: Sources, size: int):
   """Search, calibration and test images."""
+  assert sources.data is not None  # see `check`
   train = data.open_source(sources.data, 'train', recipe.num_classes)
   where = sources.validation or sources.data
   validation = data.open_source(where, 'validation', recipe.num_classes)
@@ -102,7 +111,7 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
   if resize is None:
     resize = round(recipe.resize * size / recipe.image_size)
   seed = sources.image_seed or 0
-  options = {'crop': size, 'seed': seed, 'cache': sources.cache}
+  options: dict[str, Any] = {'crop': size, 'seed': seed, 'cache': sources.cache}
   rest = train.size - search - calibration
   divided = validation.identity == train.identity
   wanted = (sources.test_images or max(rest, 1)) if divided else 0

@@ -110,7 +110,7 @@ def train(images: Images, recipe: Training) -> PyTree:
   variables = network.init(key, images.images[:1])
 
   def loss(variables, x, y):
-    logits = network.apply(variables, x)
+    logits = jnp.asarray(network.apply(variables, x))
     one_hot = jax.nn.one_hot(y, NUM_CLASSES)
     labels = optax.smooth_labels(one_hot, recipe.smoothing)
     return jnp.mean(optax.softmax_cross_entropy(logits, labels))

@@ -53,7 +53,8 @@ def correct(
 
   def choose(weights):
     prices = weights['prices']
-    log_factors = network.apply(weights['network'], read(prices))[:, 0]
+    factors = jnp.asarray(network.apply(weights['network'], read(prices)))
+    log_factors = factors[:, 0]
     return market.solve(
       jnp.exp(jnp.clip(prices, -20, 20) + market.usual),
       jnp.exp(jnp.clip(log_factors, -10, 10)),
