@@ -1,1 +1,1 @@
-"""Types, files, devices and memory: what every other room stands on."""
+"""Types, argument checks, files, devices and memory, used by all packages."""

@@ -12,21 +12,22 @@ _ARRAYS = (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct)
 
 
 def is_array(x: Any) -> bool:
-  """Whether it has a shape and a type; objects in an array do not count."""
+  """Whether a value is an array of NumPy or JAX, and not one of objects."""
   return isinstance(x, _ARRAYS) and x.dtype != object
 
 
 def _name(path: Any) -> str:
+  """What messages call the inputs at a path of the pytree."""
   text = jax.tree_util.keystr(path, simple=True, separator='/')
   return f'inputs {text!r}' if text else 'inputs'
 
 
 def check(inputs: PyTree) -> int:
-  """How many examples there are.
+  """B, the number of examples, after a check of the inputs.
 
   Raises:
-    InputError: a leaf is no array, or has no axis; there is no example, or not
-      as many in all leaves.
+    InputError: a leaf is no array or has no axis, there is no example, or the
+      leaves differ in their number.
   """
   leaves = jax.tree_util.tree_leaves_with_path(inputs)
   if not leaves:
@@ -51,27 +52,32 @@ def check(inputs: PyTree) -> int:
 
 
 def size(inputs: PyTree) -> int:
-  """B, the number of examples."""
+  """B, the number of examples of valid inputs."""
   return jax.tree.leaves(inputs)[0].shape[0]
 
 
 def take(inputs: PyTree, rows: Any) -> PyTree:
-  """The examples of a slice or of indices."""
+  """The inputs of some examples.
+
+  Args:
+    inputs: a pytree of arrays [B, ...].
+    rows: a slice, or an array of indices.
+  """
   return jax.tree.map(lambda x: x[rows], inputs)
 
 
 def on_device(inputs: PyTree) -> PyTree:
-  """The inputs as JAX's arrays."""
+  """The inputs as JAX arrays."""
   return jax.tree.map(jnp.asarray, inputs)
 
 
 def on_host(inputs: PyTree) -> PyTree:
-  """The inputs as NumPy's arrays."""
+  """The inputs as NumPy arrays."""
   return jax.tree.map(np.asarray, inputs)
 
 
 def like(inputs: PyTree, count: int) -> PyTree:
-  """Shapes and types of so many examples."""
+  """`jax.ShapeDtypeStruct`s of the inputs with `count` examples."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), inputs
   )

@@ -1,10 +1,11 @@
-"""Arrays as callers give them: of the shape and kind that a function needs.
+"""Checks of arguments: arrays of the right shape and kind, choices, numbers.
 
-Shapes and types are known while a function is traced. Values are not, so that
-what depends on them is checked only where `concrete` has them.
+Shapes and types are known while a function is traced, but values are not.
+Checks of values are therefore made only where `concrete` returns them.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +22,36 @@ _KINDS = {
 }
 
 
-def concrete(value) -> np.ndarray | None:
-  """The values on the host; None while they are traced."""
+def concrete(value: Any) -> np.ndarray | None:
+  """The values of an array, on the host; None for a tracer."""
   if isinstance(value, jax.core.Tracer):
     return None
   return np.asarray(value)
 
 
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
-  """Raises `InputError` unless a value is one of the choices."""
+  """Raises `InputError` unless a value is one of the choices.
+
+  Args:
+    name: of the value, for messages.
+    value: what was given.
+    choices: what is allowed.
+  """
   known = list(choices)
   if value not in known:
     raise InputError(f'{name} is {value!r}; the choices are {", ".join(known)}')
 
 
-def whole(name: str, value, least: int = 1) -> int:
-  """A whole number that is not below the least.
+def whole(name: str, value: Any, least: int = 1) -> int:
+  """The value as an int, checked to be a whole number from `least`.
+
+  Args:
+    name: of the value, for messages.
+    value: a Python or NumPy integer.
+    least: the smallest that is allowed.
 
   Raises:
-    InputError: it is, or is no whole number.
+    InputError: the value is smaller, or is no whole number.
   """
   if not hasattr(value, '__index__') or value < least:
     raise InputError(f'{name} is {value!r}; give a whole number from {least}')
@@ -47,21 +59,25 @@ def whole(name: str, value, least: int = 1) -> int:
 
 
 def array(
-  name: str, value, axes: str, kind: str = 'real', **sizes: int
+  name: str, value: Any, axes: str, kind: str = 'real', **sizes: int
 ) -> Array:
-  """An array with these axes, in a type that can be computed with.
+  """The value as a JAX array, checked for its shape and kind.
 
   Args:
     name: of the value, for messages.
-    value: an array, or lists of numbers.
-    axes: a letter for each, such as 'nM'; a leading '.' stands for any more.
-    kind: `bool`; `whole`, for integers; `real`, which makes floats of integers,
-      in float32 or wider; `number`, which leaves them integers, of 32 bits or
-      more; `any`, which leaves narrow ones as they are.
-    **sizes: of axes, by letter; the others are free.
+    value: an array, or nested lists of numbers.
+    axes: a letter for each axis, such as 'nM'; a leading '.' stands for any
+      further axes in front.
+    kind: what is allowed, and the type of the result:
+      `bool`: booleans.
+      `whole`: integers, of 32 bits or more.
+      `real`: numbers, as floats of 32 bits or more.
+      `number`: numbers; integers stay integers, of 32 bits or more.
+      `any`: numbers, in the type that is given.
+    **sizes: sizes of axes, by letter; the other axes may have any size.
 
   Raises:
-    InputError: another shape or kind, or nothing that is an array.
+    InputError: the value has another shape or kind, or is no array.
   """
   value = _as_array(name, value)
   shape, letters = value.shape, axes.lstrip('.')
@@ -83,13 +99,14 @@ def array(
   return _widened(value, kind)
 
 
-def _as_array(name, value) -> Array:
+def _as_array(name: str, value: Any) -> Array:
+  """The value as a JAX array of any shape and type; else `InputError`."""
   if isinstance(value, jax.Array):
     return value
   try:
     if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
       value = np.asarray(value)
-      # JAX would keep the lower half of 64 bits.
+      # JAX would silently drop the upper 32 of 64 bits.
       if value.dtype.kind in 'iu' and value.dtype.itemsize == 8 and value.size:
         bounds = np.iinfo(jnp.result_type(int))
         if value.min() < bounds.min or value.max() > bounds.max:
@@ -100,7 +117,8 @@ def _as_array(name, value) -> Array:
     raise InputError(f'{name}: no array of numbers: {line}') from error
 
 
-def _is_kind(dtype, kind: str) -> bool:
+def _is_kind(dtype: Any, kind: str) -> bool:
+  """Whether values of a dtype are of a kind; see `array`."""
   if kind == 'bool':
     return jnp.issubdtype(dtype, jnp.bool_)
   if kind == 'whole':
@@ -110,7 +128,7 @@ def _is_kind(dtype, kind: str) -> bool:
 
 
 def _widened(value: Array, kind: str) -> Array:
-  """The value in 32 bits or more, of floats where it is real."""
+  """The value in the type that its kind asks for; see `array`."""
   if kind == 'bool' or (kind == 'any' and value.dtype.kind != 'V'):
     return value
   narrow = value.dtype.itemsize < 4

@@ -1,4 +1,4 @@
-"""Many devices, on one host or on several: a mesh, and arrays laid over it."""
+"""A mesh of devices, on one host or several, and arrays divided over it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,22 +10,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nemo_jax.core.types import InputError, PyTree
 
-# Axes of the mesh: candidates are evaluated side by side, and the images that
-# score one candidate may be divided further.
+# Axes of the mesh: candidates are evaluated in parallel, and the images that
+# score one candidate may be divided as well.
 CANDIDATE, IMAGE = 'candidate', 'image'
 
 
 def make_mesh(
   image_devices: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh | None:
-  """Devices that share a search; None if there is only one.
+  """Mesh [candidate, image] of the devices; None if there is only one.
 
   Args:
-    image_devices: how many of them divide the images of one candidate.
-    devices: all of all processes if absent.
+    image_devices: how many devices divide the images of one candidate.
+    devices: all devices of all processes if None.
 
   Raises:
-    InputError: the number of devices is no multiple of that.
+    InputError: the number of devices is no multiple of `image_devices`.
   """
   devices = jax.devices() if devices is None else devices
   count = len(devices)
@@ -44,18 +44,18 @@ def make_mesh(
 
 
 def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
-  """Arrays that every process has, laid over the mesh.
+  """The arrays of a pytree, divided over a mesh.
 
   Args:
-    tree: arrays, the same in every process.
-    mesh: from `make_mesh`; None leaves them on the default device.
-    spec: how each is divided.
+    tree: arrays, with the same values in every process.
+    mesh: from `make_mesh`; None puts them on the default device.
+    spec: how each array is divided.
   """
   if mesh is None:
     return jax.tree.map(jax.numpy.asarray, tree)
   sharding = NamedSharding(mesh, spec)
 
-  def one(array):
+  def one(array: Any) -> jax.Array:
     array = np.asarray(array)
     return jax.make_array_from_callback(
       array.shape, sharding, lambda index: array[index]
@@ -65,7 +65,13 @@ def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
 
 
 def jit(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> Any:
-  """`jax.jit` whose results every process can read in full."""
+  """`jax.jit` with results that are replicated, so every process has them.
+
+  Args:
+    function: what is compiled.
+    mesh: of its arguments; None if there is only one device.
+    **options: of `jax.jit`.
+  """
   if mesh is None:
     return jax.jit(function, **options)
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -73,14 +79,22 @@ def jit(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> Any:
 
 
 def from_first(tree: PyTree) -> PyTree:
-  """What the first process has, in all of them; strong types stay."""
+  """The pytree of the first process, in every process.
+
+  With one process it is returned as it is, with its types.
+  """
   if jax.process_count() == 1:
     return tree
   return multihost_utils.broadcast_one_to_all(tree)
 
 
 def check_equal(digest: str, what: str) -> None:
-  """Raises `InputError` unless all processes have the same hex digest."""
+  """Raises `InputError` unless all processes have the same digest.
+
+  Args:
+    digest: in hexadecimal.
+    what: name of what the digest is of, for the message.
+  """
   if jax.process_count() == 1:
     return
   number = np.asarray(int(digest[:7], 16))

@@ -1,8 +1,8 @@
-"""Files that are written whole and checked when they are read.
+"""Files that are written atomically and checked when they are read.
 
-A file appears under its name when it is complete, so that a kill or a full disk
-leaves the old content or the new. What the package stores carries a SHA-256 of
-its content; reading refuses what differs.
+A file is written as a draft and renamed when it is complete: after a kill or on
+a full disk there is either the old content or the new. Files of the package
+hold the SHA-256 of their content, and reading refuses a file that differs.
 """
 
 import contextlib
@@ -25,12 +25,13 @@ import numpy as np
 
 from nemo_jax.core.types import InputError, PyTree, first_line
 
-# Beside a file or folder that is being written.
+# Ending of the names of drafts, which are beside the file or folder.
 _DRAFT = '.draft'
-# Drafts that nobody holds are deleted at this age, in seconds.
+# Age in seconds at which drafts without a lock are deleted.
 _ABANDONED = 60.0
 _DIGEST = 'sha256'
-# Of JSON, which takes ten times as much memory; fronts have some 10 MB.
+# Most bytes of a JSON file, which takes ten times as much memory when it is
+# parsed; the front of a large network has some 10 MB.
 _LARGEST_JSON = 2**28
 
 
@@ -64,19 +65,19 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def errors_named(path: str | os.PathLike) -> Generator[None]:
-  """Errors of the operating system as `InputError`s that name a path."""
+  """Context that turns an `OSError` into an `InputError` with a path."""
   try:
     yield
   except OSError as error:
     where = error.filename if isinstance(error.filename, str) else path
-    # A draft has a name that nobody knows.
+    # The user does not know the name of the draft.
     where = path if str(where).endswith(_DRAFT) else where
     reason = error.strerror or str(error) or type(error).__name__
     raise InputError(f'cannot use {where}: {reason}') from error
 
 
 def delete(path: pathlib.Path) -> None:
-  """Deletes a file, a folder with all in it, or a link; errors are left."""
+  """Deletes a file, a folder and its content, or a link; ignores errors."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path, ignore_errors=True)
   else:
@@ -85,14 +86,14 @@ def delete(path: pathlib.Path) -> None:
 
 
 def _sweep(folder: pathlib.Path) -> None:
-  """Deletes drafts that processes left when they were killed."""
+  """Deletes the drafts of processes that were killed."""
   for path in folder.glob(f'.*{_DRAFT}'):
     with contextlib.suppress(OSError):
       if time.time() - path.stat().st_mtime < _ABANDONED:
         continue
       handle = os.open(path, os.O_RDONLY)
       try:
-        # Whoever writes a draft holds its lock, which ends with the process.
+        # The writer of a draft holds its lock, which ends with the process.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         delete(path)
       finally:
@@ -103,17 +104,18 @@ def _sweep(folder: pathlib.Path) -> None:
 def draft(
   path: str | os.PathLike, folder: bool = False
 ) -> Generator[pathlib.Path]:
-  """A draft to write, which becomes the file, or the folder, at the end.
+  """Context with a draft that becomes the file, or the folder, at its end.
 
-  If anything fails the draft is deleted and what was there stays. A folder that
-  exists is not replaced: another process was faster, and the draft is deleted.
+  If anything fails, the draft is deleted and the old file stays. A folder that
+  exists by then is not replaced, for another process has written it: the draft
+  is deleted.
 
   Args:
-    path: of the file; folders above it are made.
-    folder: whether it is a folder.
+    path: of the file or folder; parent folders are made.
+    folder: whether the draft is a folder.
 
   Raises:
-    InputError: the operating system refuses, for a full disk for example.
+    InputError: an error of the operating system, such as a full disk.
   """
   path = local(path)
   with errors_named(path.parent), contextlib.ExitStack() as stack:
@@ -145,13 +147,13 @@ def draft(
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a file, whole or not at all."""
+  """Writes a text file atomically, in UTF-8."""
   with draft(path) as made:
     made.write_text(text, encoding='utf-8')
 
 
 def digest(tree: PyTree) -> str:
-  """SHA-256 over the leaves of a tree: their shapes, types and bytes."""
+  """SHA-256 of the shapes, types and bytes of a pytree's leaves, in hex."""
   sha = hashlib.sha256()
   for leaf in jax.tree.leaves(tree):
     array = np.asarray(leaf)
@@ -161,12 +163,14 @@ def digest(tree: PyTree) -> str:
 
 
 def _digest_of_names(arrays: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 of arrays and their names, in hex."""
   names = json.dumps(sorted(arrays))
   parts = [arrays[name] for name in sorted(arrays)]
   return digest([np.frombuffer(names.encode(), np.uint8), *parts])
 
 
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays and their digest as an .npz."""
   seal = np.frombuffer(bytes.fromhex(_digest_of_names(arrays)), np.uint8)
   with open(path, 'wb') as file:
     np.savez(file, allow_pickle=False, **arrays, **{_DIGEST: seal})
@@ -175,13 +179,13 @@ def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 def write_arrays(
   path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
 ) -> None:
-  """Writes arrays by name as an .npz with their digest."""
+  """Writes arrays by name, and their digest, as an .npz, atomically."""
   with draft(path) as made:
     _save(made, {name: np.asarray(x) for name, x in arrays.items()})
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  """One array of an .npz; ValueError if it is none."""
+  """An array of an .npz; ValueError if the member is not a plain array."""
   with archive.open(info) as file:
     version = np.lib.format.read_magic(file)
     readers = {
@@ -191,7 +195,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if version not in readers:
       raise ValueError(f'{info.filename} is of an unknown version')
     shape, _, dtype = readers[version](file)
-    # Before anything is allocated: a header may claim any size.
+    # Checked before anything is allocated: a header may claim any size.
     size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
     if dtype.hasobject or min(shape, default=0) < 0:
       raise ValueError(f'{info.filename} holds objects, not numbers')
@@ -204,15 +208,15 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 def read_npz(
   path: str | os.PathLike, names: Container[str] | None = None
 ) -> dict[str, np.ndarray]:
-  """The arrays of an .npz by name, whoever wrote it; executes nothing.
+  """Arrays of an .npz by name, from any source; executes no code.
 
   Args:
     path: of the file.
-    names: of the arrays that are read; absent, all are.
+    names: of the arrays that are read; all if None.
 
   Raises:
-    DamagedError: it is no .npz, or is damaged.
-    InputError: the operating system refuses.
+    DamagedError: the file is no .npz, or is damaged.
+    InputError: an error of the operating system.
   """
   path = local(path)
   with contextlib.ExitStack() as stack:
@@ -233,11 +237,11 @@ def read_npz(
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """What `write_arrays` wrote.
+  """The arrays that `write_arrays` wrote, by name.
 
   Raises:
     DamagedError: the content differs from what was written.
-    InputError: the operating system refuses.
+    InputError: an error of the operating system.
   """
   arrays = read_npz(path)
   seal = arrays.pop(_DIGEST, None)
@@ -251,18 +255,18 @@ def cached(
   make: Callable[[], Mapping[str, np.ndarray]],
   parse: Callable[[dict[str, np.ndarray]], Any] = lambda arrays: arrays,
 ) -> Any:
-  """What a file of a cache holds; made and written if it is not there.
+  """The parsed arrays of a cache file, which is written if it is absent.
 
-  A damaged file is made again, and a warning says so.
+  A damaged file is written again, with a warning.
 
   Args:
     path: of the file.
-    make: returns the arrays by name.
-    parse: what to return, of the arrays; a file for which it raises
+    make: computes the arrays, by name.
+    parse: from the arrays to what is returned; a file for which it raises
       `InputError` counts as damaged.
 
   Raises:
-    InputError: the operating system refuses.
+    InputError: an error of the operating system.
   """
   path = local(path)
   if path.exists():
@@ -273,7 +277,7 @@ def cached(
       warnings.warn(f'{reason}; it is made again', stacklevel=2)
   writes = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
-    # Before the work, so that a folder that takes no file is named at once.
+    # Before the work, so that a folder that cannot be written fails at once.
     made = stack.enter_context(draft(path)) if writes else None
     arrays = {name: np.asarray(x) for name, x in make().items()}
     if made is not None:
@@ -282,7 +286,7 @@ def cached(
 
 
 def plain(value: Any) -> Any:
-  """Arrays as lists of numbers, infinities as None: what JSON can hold."""
+  """Arrays as nested lists of numbers for JSON; None for not finite ones."""
   array = np.asarray(value)
   if array.ndim:
     return [plain(x) for x in array]
@@ -291,31 +295,31 @@ def plain(value: Any) -> Any:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-  """The content, which JSON can hold, with its digest under `sha256`."""
+  """The content, of JSON's types, with its digest under `sha256`."""
   content = {name: x for name, x in content.items() if name != _DIGEST}
   text = json.dumps(content, sort_keys=True)
   return content | {_DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def is_sealed(content: Mapping[str, Any]) -> bool:
-  """Whether the content is as it was when `seal` returned it."""
+  """Whether the digest in a content from `seal` matches it."""
   return dict(content) == seal(content)
 
 
 def write_json(
   path: str | os.PathLike, content: Mapping[str, Any], indent: int | None = None
 ) -> None:
-  """Writes an object as JSON with its digest, whole or not at all."""
+  """Writes a JSON object with its digest, atomically; arrays by `plain`."""
   content = json.loads(json.dumps(content, default=plain))
   write_text(path, json.dumps(seal(content), indent=indent) + '\n')
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """The object in a JSON file, unchecked.
+  """The object in a JSON file; its digest is not checked.
 
   Raises:
-    DamagedError: it holds no JSON object.
-    InputError: the operating system refuses.
+    DamagedError: the file holds no JSON object.
+    InputError: an error of the operating system.
   """
   path = local(path)
   with errors_named(path):
@@ -327,7 +331,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
       content = json.loads(text)
       if not isinstance(content, dict):
         raise ValueError('it holds no object')
-    # A deep nest of brackets is a RecursionError.
+    # Deeply nested brackets raise RecursionError.
     except (ValueError, RecursionError) as error:
       raise DamagedError(f'{path} is damaged: {first_line(error)}') from error
   return content

@@ -1,4 +1,4 @@
-"""What is being done, for whoever watches."""
+"""Progress messages of long work."""
 
 import contextlib
 import time
@@ -7,7 +7,7 @@ from typing import IO
 
 
 class Log:
-  """Says what is being done; nothing where there is no stream."""
+  """Writes progress messages to a stream; without a stream, nothing."""
 
   def __init__(self, stream: IO[str] | None = None):
     self._stream = stream
@@ -19,7 +19,7 @@ class Log:
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Generator[None]:
-    """Says what is being done within, and how long it took."""
+    """Context that writes the name of a stage, and the seconds it took."""
     if self._stream is not None:
       print(f'{name} ...', end=' ', file=self._stream, flush=True)
     start = time.monotonic()

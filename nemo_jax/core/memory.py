@@ -1,4 +1,4 @@
-"""How much of a device's memory there is, and how many images fit."""
+"""Memory of a device, and the number of images that fit in it."""
 
 import pathlib
 from collections.abc import Callable
@@ -10,22 +10,28 @@ import psutil
 from nemo_jax.core import batches
 from nemo_jax.core.types import Array, InputError, PyTree
 
-# Activations may take this share of a device's memory: compilers keep scratch
-# space beside them, and other arrays have to fit as well.
+# Activations may take this share of a device's memory. The rest is for scratch
+# space of compiled programs and for other arrays.
 SHARE = 0.5
-# A CPU is fastest while they stay near its caches: MobileNet-V2 ran 125 images
-# a second at 8 at once, 120 at 16 and 112 at 64.
+# On a CPU activations get less, which keeps them near its caches: MobileNet-V2
+# ran 125 images a second in batches of 8, 120 in 16 and 112 in 64.
 CPU_BYTES = 160 * 2**20
-# Scratch space of a compiled network over the activations alive in its trace:
-# at most 1.8 on the networks of this package, as XLA's memory analysis says.
+# Memory that a compiled network takes, over the activations alive in its trace.
+# XLA's memory analysis gives 1.8 or less for the networks of this package.
 SCRATCH = 2.0
 
 
 def total(device: jax.Device | None = None) -> int:
-  """Bytes of memory that a device has, as it says itself.
+  """Bytes of memory of a device.
 
-  A CPU's are those of the machine, or of the control group that the process
-  is confined to; devices that are made of one CPU share them.
+  For a CPU, the memory of the machine, or the limit of the control group of the
+  process; several JAX devices on one CPU divide it evenly.
+
+  Args:
+    device: the first local device if None.
+
+  Raises:
+    InputError: the device does not report its memory.
   """
   device = device or jax.local_devices()[0]
   stats = device.memory_stats()
@@ -44,15 +50,15 @@ def total(device: jax.Device | None = None) -> int:
 def images_at_once(
   bytes_per_image: int, budget: int | None = None, candidates: int = 1
 ) -> int:
-  """How many images a network may see at once; at least one.
+  """Number of images that a network can be run on at once; at least one.
 
-  It follows from the memory that there is, not from what is free just now, so
-  that a run which is resumed does the same as before.
+  It depends on the total memory of the device, not on what is free: a resumed
+  run then gets the same number as before.
 
   Args:
-    bytes_per_image: of activations, from `inspect` or `quantize`.
-    budget: bytes that they may take; if absent, a share of the device's.
-    candidates: how many of them see every image at once.
+    bytes_per_image: activations of one image, from `inspect` or `quantize`.
+    budget: bytes that activations may take; a share of the memory if None.
+    candidates: how many candidates are evaluated at once.
   """
   if budget is None:
     budget = int(SHARE * total())
@@ -64,12 +70,17 @@ def images_at_once(
 def in_chunks(
   apply: Callable[[PyTree], Array], inputs: PyTree, chunk: int
 ) -> Array:
-  """The outputs for inputs [B, ...], at most `chunk` examples at once.
+  """Outputs [B, ...] of a function for inputs [B, ...], chunk by chunk.
 
-  The chunks are of one size, as even as can be; the last is filled up with
-  copies of the last example. There are two at least, for what does not depend
-  on the inputs, such as a quantized weight, is then computed once, before the
-  loop; XLA would else fuse it into every use.
+  The chunks have one size, of at most `chunk` examples, and the last is filled
+  with copies of the last example. There are at least two chunks: XLA then
+  computes values that do not depend on the inputs, such as quantized weights,
+  once before the loop, rather than again in every operation that uses them.
+
+  Args:
+    apply: from inputs to an array whose first axis is the batch.
+    inputs: a pytree of arrays [B, ...].
+    chunk: how many examples are computed at once.
   """
   count = batches.size(inputs)
   if count == 1:

@@ -1,4 +1,4 @@
-"""Plug-ins by name: one file each in a folder, or a file of the user's own."""
+"""Plug-ins by name: files of a package, or files of the user."""
 
 import importlib
 import importlib.util
@@ -12,18 +12,18 @@ from nemo_jax.core.types import InputError, first_line
 
 
 def names(package: ModuleType) -> list[str]:
-  """The names of the plug-ins in a package; a leading `_` hides one."""
+  """Sorted names of the plug-ins in a package, without those that begin `_`."""
   found = [module.name for module in pkgutil.iter_modules(package.__path__)]
   return sorted(name for name in found if not name.startswith('_'))
 
 
 def is_own(name: str) -> bool:
-  """Whether a name is a file or module of the user's own."""
+  """Whether a name is a file or a module of the user."""
   return name.endswith('.py') or '.' in name
 
 
 def short_name(name: str) -> str:
-  """The name in results: that of the file or module, without where it is."""
+  """Name of a plug-in in results: of the file or module, without its path."""
   own = pathlib.PurePath(name).stem if name.endswith('.py') else name
   return own.rpartition('.')[2]
 
@@ -34,10 +34,10 @@ def find(
   """The module of a plug-in.
 
   Args:
-    package: that has those of this project.
-    kind: what it is called in messages, such as `species`.
-    name: of a file in the package; or the path of a file that ends in `.py`, or
-      a module with a dot, such as `mine.network`.
+    package: with the plug-ins of this project.
+    kind: of plug-in, for messages, such as `species`.
+    name: of a file in the package; or of the user's plug-in, as the path of a
+      file that ends in `.py` or a module with a dot, such as `mine.network`.
     needed: names that the module has to define.
 
   Raises:
@@ -65,12 +65,12 @@ def find(
 
 
 def _import_own(kind: str, name: str) -> ModuleType:
-  """Imports a file or module; its own errors become one line."""
+  """Imports a file or module of the user; any error becomes `InputError`."""
   try:
     if not name.endswith('.py'):
       return importlib.import_module(name)
     path = pathlib.Path(name).expanduser().resolve()
-    # Under a name of its own, so that two files of one name are two modules.
+    # The name depends on the path: files of one name are different modules.
     known = f'nemo_jax_plugin_{path.stem}_{abs(hash(str(path))):x}'
     if known in sys.modules:
       return sys.modules[known]

@@ -1,4 +1,4 @@
-"""Types and the error that every part of the package shares."""
+"""Types of arrays, and the error for arguments that cannot be used."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import jax
 import numpy as np
 
 Array = jax.Array
-# What a function takes that may be on a device or on the host.
+# Array arguments: on a device (JAX, also a tracer) or on the host (NumPy).
 ArrayLike = jax.Array | np.ndarray
 PyTree = Any
 
 
 class InputError(ValueError):
-  """What the caller gave cannot be used; one line says why, and the choices."""
+  """An argument cannot be used; the message, of one line, says why."""
 
 
 def first_line(error: BaseException) -> str:
-  """What an error says, on one line of at most 200 characters, or its kind."""
+  """First line of an error's message, cut to 200 characters; or its class."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0][:200]

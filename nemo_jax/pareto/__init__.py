@@ -1,11 +1,12 @@
 """Pareto primitives on fixed-size arrays: pure, jittable, vmappable.
 
 Every function takes `objectives [n, M]`, minimised, and an optional
-`mask [n]`, True where a row is valid. A NaN objective counts as +inf. Whole
-numbers, truth values and narrow floats are computed with in float32 (float64
-where JAX has it enabled); lists will do. What has another shape or kind is
-refused while it is traced, by an `InputError` of one line. XLA takes numbers
-below 1.2e-38 (denormals) for zero. Nothing here allocates an `n x n` array.
+`mask [n]`, True where a row is valid. A NaN objective counts as +inf. Inputs
+are arrays or lists of numbers; integers, booleans and narrow floats are
+converted to float32 (to float64 where JAX has it enabled). Other shapes and
+types raise an `InputError` of one line, also while a function is traced. XLA
+treats numbers below 1.2e-38 (denormals) as zero. No function allocates an
+`n x n` array.
 """
 
 from nemo_jax.pareto.archive import archive_insert, empty_population

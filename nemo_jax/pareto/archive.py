@@ -1,33 +1,39 @@
-"""The non-dominated points of all that was seen, in a fixed number of slots."""
+"""Archive: the non-dominated solutions so far, in a fixed number of slots."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, ArrayLike, InputError
+from nemo_jax.core.types import Array, InputError
 from nemo_jax.pareto import contributions, indicators, sorting
 
-# Points that may be dropped at once, where they do not share what they cover.
+# Most points that are dropped in one round; see `_independent`.
 _AT_ONCE = 64
 
 
 class Population(NamedTuple):
-  """Solutions, their scores, and who proposed them."""
+  """Solutions, their objectives, and the species that proposed them."""
 
-  choices: Array  # [P, N] int32, the choice taken at every node
-  objectives: Array  # [P, M] float32, minimised; +inf in an empty slot
-  species: Array  # [P] int32, index of the species that owns the row
+  choices: Int[Array, 'P N']  # int32, the choice taken at every node
+  objectives: Float[Array, 'P M']  # float32, minimised; +inf in an empty slot
+  species: Int[Array, ' P']  # int32, index of the species; -1 in an empty slot
 
 
 def empty_population(
-  capacity: int, num_nodes: int, num_objectives: int
+  capacity: Any, num_nodes: int, num_objectives: int
 ) -> Population:
-  """A `Population` of `capacity` empty slots.
+  """A `Population` of empty slots.
+
+  Args:
+    capacity: number of slots, 1 or more.
+    num_nodes: N.
+    num_objectives: M.
 
   Raises:
-    InputError: that is not one or more.
+    InputError: the capacity is not a whole number from 1.
   """
   checks.whole('capacity', capacity)
   return Population(
@@ -40,29 +46,33 @@ def empty_population(
 def archive_insert(
   archive: Population,
   candidates: Population,
-  reference: ArrayLike | None = None,
+  reference: Any = None,
 ) -> Population:
-  """The non-dominated rows of both, each objective vector once.
+  """The archive [A, ...] with the non-dominated candidates added.
 
-  Rows with an infinity or a NaN never enter. Of rows with equal objectives the
-  one already in the archive stays. Occupied slots come first.
+  Each objective vector is kept once: of rows with equal objectives, the one
+  already in the archive. Rows with an infinity or a NaN never enter. Occupied
+  slots come first.
 
-  If more rows are non-dominated than there are slots, those go, one after the
-  other, that cost least hypervolume up to the reference; of rows beyond it,
-  which cost nothing, the furthest, and of equals the newest. Where candidates
-  cannot so make up for what they displace, the archive stays as it is: its
-  hypervolume never falls but for rounding. With one objective, or more than
-  three, the most crowded rows go instead.
+  If more rows are non-dominated than there are slots and there are two or three
+  objectives, the row with the smallest hypervolume contribution is dropped,
+  again and again, until the rest fits. Rows beyond the reference contribute
+  nothing; of those the furthest is dropped first, and of equal rows the newest.
+  If the result has less hypervolume than the old archive, the old archive is
+  returned instead, so its hypervolume never falls except for rounding. With one
+  objective, or more than three, the rows with the smallest crowding distance
+  are dropped.
 
   Args:
     archive: [A, ...], empty or from the last call.
     candidates: [P, ...].
-    reference: [M], no better than this is worth nothing; the same in all calls.
-      If absent, a tenth of its extent behind the worst of the front, anew in
-      every call, so that the hypervolume up to a fixed point may fall.
+    reference: [M], the reference point of the hypervolume; the same in all
+      calls. If absent, each call places it a tenth of the front's extent behind
+      the front's worst values; the hypervolume up to a fixed point may then
+      fall.
 
   Raises:
-    InputError: shapes or kinds differ, or there is no slot.
+    InputError: shapes or types do not fit, or the archive has no slot.
   """
   archive, candidates = _checked(archive, candidates)
   capacity = len(archive.choices)
@@ -94,8 +104,10 @@ def archive_insert(
   )
 
 
-def _checked(archive, candidates) -> tuple[Population, Population]:
-  """Both, as arrays whose shapes fit each other."""
+def _checked(
+  archive: Population, candidates: Population
+) -> tuple[Population, Population]:
+  """Archive and candidates as arrays whose shapes fit each other."""
 
   def one(name, rows, **sizes):
     choices = checks.array(f'{name}.choices', rows.choices, 'nN', 'whole')
@@ -121,24 +133,32 @@ def _checked(archive, candidates) -> tuple[Population, Population]:
   return archive, candidates
 
 
-def _least_crowded(objectives, front, capacity) -> Array:
-  """bool[n]: of the front, as many as there are slots."""
+def _least_crowded(
+  objectives: Float[Array, 'n M'], front: Bool[Array, ' n'], capacity: int
+) -> Bool[Array, ' n']:
+  """The rows of the front with the largest crowding distance, as a mask."""
   crowding = sorting.crowding_distance(objectives, mask=front)
   rows = jnp.lexsort((-crowding, ~front))[:capacity]
   return jnp.zeros(len(front), bool).at[rows].set(True)
 
 
-def _trim(objectives, front, old, capacity, reference) -> Array:
-  """bool[n]: of the front, or of the old rows, as many as there are slots.
+def _trim(
+  objectives: Float[Array, 'n M'],
+  front: Bool[Array, ' n'],
+  old: Bool[Array, ' n'],
+  capacity: int,
+  reference: Float[Array, ' M'] | None,
+) -> Bool[Array, ' n']:
+  """The rows that fill the slots, as a mask; see `archive_insert`.
 
   Args:
-    objectives: [n, M], all within the range of float32.
-    front: bool[n], the non-dominated rows, more than there are slots.
-    old: bool[n], the rows of the archive so far.
-    capacity: slots.
-    reference: [M], or None.
+    objectives: finite in all rows of `front` and `old`.
+    front: the non-dominated rows, more than there are slots.
+    old: the rows of the archive so far.
+    capacity: number of slots.
+    reference: the reference point, or None.
   """
-  # A difference of two of these does not overflow.
+  # Divided by 4 so that the difference of two values does not overflow.
   values = jnp.where((front | old)[:, None], objectives, 0) / 4
   least = jnp.min(values, axis=0, where=front[:, None], initial=jnp.inf)
   most = jnp.max(values, axis=0, where=front[:, None], initial=-jnp.inf)
@@ -148,7 +168,8 @@ def _trim(objectives, front, old, capacity, reference) -> Array:
     reference = reference.astype(values.dtype) / 4
   span = reference - least
   units = (values - least) / jnp.where(span > 0, span, 1)
-  # How far a row is beyond the reference, at which all of it then is.
+  # How far a row is beyond the reference. Rows that are beyond it in one
+  # objective are moved onto it in all.
   beyond = jnp.max(jnp.where(span > 0, units - 1, jnp.inf), axis=1)
   inside = jnp.where((beyond < 0)[:, None], units, 1)
   ones = jnp.ones(inside.shape[1], inside.dtype)
@@ -161,35 +182,42 @@ def _trim(objectives, front, old, capacity, reference) -> Array:
     cost = jnp.where(keep, cost, jnp.inf)
     newest = -jnp.arange(len(keep))
     first = jnp.lexsort((newest, -beyond, cost))[:_AT_ONCE]
-    goes = _apart(rows, keep, first, excess > _AT_ONCE)
+    goes = _independent(rows, keep, first, excess > _AT_ONCE)
     goes &= jnp.cumsum(goes) <= excess
     return keep & ~jnp.zeros_like(keep).at[first].set(goes)
 
   kept = jax.lax.while_loop(lambda x: jnp.sum(x) > capacity, drop, front)
   volume = lambda mask: indicators.sweep(only(mask), ones)
-  # As a loop, so that it is compiled once.
+  # `map`, so that the volume is compiled once for both sets.
   now, before = jax.lax.map(volume, jnp.stack([kept, old]))
   return jnp.where(now >= before, kept, old)
 
 
-def _apart(points: Array, keep: Array, first: Array, many: Array) -> Array:
-  """bool[k]: which of the rows `first [k]` may go together.
+def _independent(
+  points: Float[Array, 'n M'],
+  keep: Bool[Array, ' n'],
+  first: Int[Array, ' k'],
+  many: Bool[Array, ''],
+) -> Bool[Array, ' k']:
+  """Which of the rows `first` may be dropped in one round, as a mask.
 
-  Those that share with none before them what no other row covers: without
-  these, each still costs what it did. All after the first that does share wait
-  for the next round, for they may cost more by then than others; not so where
-  there are `many`.
+  Dropping a row raises the contribution of another row if the two dominate a
+  region together that no third row dominates. A row is therefore chosen only
+  if it shares no such region with a row chosen before it. The first row that
+  does share one ends the round, because rows after it might then contribute
+  more than others; with `many` rows to drop, the round goes on past it.
 
   Args:
-    points: [n, M], at one where they are no better than the reference.
-    keep: bool[n], which of them there are.
-    first: int32[k], some of them.
-    many: bool[].
+    points: the archive and the candidates; 1 where no better than the
+      reference.
+    keep: the rows that are still in the set.
+    first: indices of rows, smallest contribution first.
+    many: whether more rows have to be dropped than fit in one round.
   """
   others = keep.at[first].set(False)
 
   def covered(row):
-    """bool[k]: whether another row covers all that this and each share."""
+    """bool[k]: whether a third row dominates what the row and each share."""
     both = jnp.maximum(points[row], points[first])
     better = jnp.all(points <= both[:, None], axis=-1) & others
     return jnp.any(better, axis=1) | jnp.any(both >= 1, axis=1)

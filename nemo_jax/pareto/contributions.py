@@ -1,44 +1,48 @@
-"""What each point of a set alone adds to its hypervolume."""
+"""Hypervolume contributions: the volume that each point alone dominates."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core.types import Array
 from nemo_jax.pareto import sorting
 
 
 class _Columns(NamedTuple):
-  """Strips of the first objective, and what points reach over them so far.
+  """State of the sweep: strips of the first objective, and point volumes.
 
-  Strips lie between neighbouring places of the first objective. A point
-  reaches over all that begin at its own place or later.
+  A strip lies between two neighbouring values of the first objective. A point
+  covers the strips that begin at its own value or later, each up to the
+  point's depth: its distance from the reference in the second objective.
   """
 
-  most: Array  # [n], the largest depth that is reached
-  next: Array  # [n], the second largest
-  owner: Array  # int32[n], which point reaches furthest; n where none does
-  area: Array  # [n], covered by the owner alone since it owns the strip
-  volume: Array  # [n + 1], of each point, what has been added up
+  most: Float[Array, ' n']  # the largest depth in each strip
+  next: Float[Array, ' n']  # the second largest
+  owner: Int[Array, ' n']  # int32, the point with the largest; n if none
+  area: Float[Array, ' n']  # dominated by the owner alone, since it is owner
+  volume: Float[Array, ' n+1']  # of each point, the sum so far
 
 
-def exclusive_volumes(points: Array, reference: Array) -> Array:
-  """float[n]: the volume up to `reference [M]` that each point alone dominates.
+def exclusive_volumes(
+  points: Float[Array, 'n M'], reference: Float[Array, ' M']
+) -> Float[Array, ' n']:
+  """Hypervolume contribution of each point, for two or three objectives.
 
-  Two or three objectives. Points enter in order of the last objective. Over
-  each strip of the first one, the depths of the best two points say what the
-  best covers alone. Time O(n^2), memory O(n).
+  A sweep: points enter in order of the last objective. In each strip of the
+  first objective, the difference between the two largest depths is what the
+  deepest point dominates alone. Time O(n^2), memory O(n).
 
   Args:
-    points: [n, M], in a box of about unit size; a row that is at the
-      reference in one objective is at it in all.
-    reference: [M].
+    points: in a box of about unit size. A row that equals the reference in one
+      objective equals it in all.
+    reference: the reference point.
   """
   n = len(points)
   if points.shape[1] == 2:
     points = jnp.pad(points, ((0, 0), (0, 1)))
-    # The rows at the reference stay there.
+    # Rows at the reference stay there in the added objective.
     outside = points[:, 0] >= reference[0]
     points = points.at[:, 2].set(outside.astype(points.dtype))
     reference = jnp.append(reference, 1)
@@ -65,20 +69,31 @@ def exclusive_volumes(points: Array, reference: Array) -> Array:
     return _Columns(most, second, owner, area, volume)
 
   zeros = jnp.zeros(n, points.dtype)
-  nobody = jnp.full(n, n, jnp.int32)
-  start = _Columns(zeros, zeros, nobody, zeros, jnp.append(zeros, 0))
-  # The rows at the reference come last, and cover nothing.
+  no_owner = jnp.full(n, n, jnp.int32)
+  start = _Columns(zeros, zeros, no_owner, zeros, jnp.append(zeros, 0))
+  # The rows at the reference come last, and dominate nothing.
   count = jnp.sum(entering[:, 2] < reference[2])
   last = jax.lax.fori_loop(0, count, enter, start)
   volume = last.volume.at[last.owner].add(width * last.area)
   return jnp.zeros_like(zeros).at[by_height].set(volume[:n])
 
 
-def _settle(columns: _Columns, taken: Array, first: Array, width: Array):
-  """Volumes [n + 1], once owners were paid for the strips that are taken.
+def _settle(
+  columns: _Columns,
+  taken: Bool[Array, ' n'],
+  first: Int[Array, ''],
+  width: Float[Array, ' n'],
+) -> Float[Array, ' n+1']:
+  """Volumes of the points, with the areas of the taken strips added.
 
-  These lie together, and so do those of one owner; that makes few sums, where
-  to scatter all strips would take three times as long.
+  The taken strips are contiguous, and so are those of one owner. Few sums are
+  then needed; a scatter over all strips would take three times as long.
+
+  Args:
+    columns: the state of the sweep.
+    taken: the strips that get a new owner.
+    first: the first of them.
+    width: of the strips.
   """
   after = jnp.arange(1, len(taken) + 1)
   end = jnp.max(jnp.where(taken, after, 0))

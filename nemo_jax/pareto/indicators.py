@@ -1,24 +1,32 @@
-"""What a set is worth as a whole, and what each point adds to it."""
+"""Quality indicators of a set: hypervolume and R2."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, ArrayLike, InputError
+from nemo_jax.core.types import Array, InputError
 from nemo_jax.pareto import sorting
 
 
-def reference_directions(num_objectives: int, partitions: int) -> np.ndarray:
-  """float32[W, M]: a uniform grid on the unit simplex (Das and Dennis 1998).
+def reference_directions(
+  num_objectives: Any, partitions: Any
+) -> Float[np.ndarray, 'W M']:
+  """A uniform grid on the unit simplex (Das and Dennis 1998), float32.
 
-  Every vector of non-negative multiples of 1 / partitions that sums to one;
+  All vectors of non-negative multiples of 1 / partitions that sum to one;
   W = binomial(partitions + M - 1, M - 1).
 
+  Args:
+    num_objectives: M.
+    partitions: number of steps from 0 to 1.
+
   Raises:
-    InputError: a number is below one.
+    InputError: an argument is not a whole number from 1.
   """
   num_objectives = checks.whole('num_objectives', num_objectives)
   partitions = checks.whole('partitions', partitions)
@@ -30,8 +38,19 @@ def reference_directions(num_objectives: int, partitions: int) -> np.ndarray:
   return np.asarray(counts, np.float32) / partitions
 
 
-def check_directions(name: str, directions, objectives: int) -> Array:
-  """Directions [W, M], one or more, none of them negative or all zero."""
+def check_directions(
+  name: str, directions: Any, objectives: int
+) -> Float[Array, 'W M']:
+  """The directions as an array, checked.
+
+  Args:
+    name: of the directions, for messages.
+    directions: [W, M].
+    objectives: M.
+
+  Raises:
+    InputError: there are none, or one is negative, all zero or not finite.
+  """
   directions = checks.array(name, directions, 'WM', M=objectives)
   if not len(directions):
     raise InputError(f'there are no {name}; give one or more')
@@ -43,8 +62,17 @@ def check_directions(name: str, directions, objectives: int) -> Array:
   return directions
 
 
-def check_point(name: str, point, objectives: int) -> Array:
-  """A point [M] without a NaN."""
+def check_point(name: str, point: Any, objectives: int) -> Float[Array, ' M']:
+  """The point as an array, checked.
+
+  Args:
+    name: of the point, for messages.
+    point: [M].
+    objectives: M.
+
+  Raises:
+    InputError: it has another shape or type, or a NaN.
+  """
   point = checks.array(name, point, 'M', M=objectives)
   known = checks.concrete(point)
   if known is not None and np.any(np.isnan(known)):
@@ -53,22 +81,24 @@ def check_point(name: str, point, objectives: int) -> Array:
 
 
 def r2(
-  objectives: ArrayLike,
-  weights: Array,
-  ideal: ArrayLike,
-  mask: ArrayLike | None = None,
-) -> Array:
-  """float[...]: the R2 indicator, lower is better; +inf for an empty set.
+  objectives: Any, weights: Any, ideal: Any, mask: Any = None
+) -> Float[Array, ' *sets']:
+  """R2 indicator of each set, lower is better; +inf for an empty set.
 
   Brockhoff et al. 2012: the mean over weight vectors of the least weighted
-  Chebyshev distance from the set to the utopian point `ideal [M]`. A row with
-  an infinity is no part of a set.
+  Chebyshev distance from the set to the utopian point. Rows with an infinity
+  are left out.
 
   Args:
     objectives: [n, M].
     weights: [W, M], non-negative, for example `reference_directions`.
-    ideal: [M], a point that nothing beats.
-    mask: bool[..., n], one set or several of the same rows.
+    ideal: [M], the utopian point: no row is better in any objective.
+    mask: bool[*sets, n], which of the rows are in each set; one set of all rows
+      if absent.
+
+  Raises:
+    InputError: shapes or types do not fit; a weight vector is negative, zero or
+      not finite; the ideal has a NaN.
   """
   objectives, _ = sorting.points(objectives)
   n, m = objectives.shape
@@ -79,7 +109,7 @@ def r2(
   mask = checks.array('mask', mask, '.n', 'bool', n=n)
   gap = jnp.abs(sorting.clean(objectives, None) - ideal)
   usable = jnp.all(jnp.isfinite(gap), axis=-1)
-  # Zero times infinity is no number.
+  # A weight of zero times an infinite gap would be NaN.
   gap = jnp.where(usable[:, None], gap, 0)
   reached = mask & usable
 
@@ -91,8 +121,8 @@ def r2(
   return jnp.mean(jax.lax.map(nearest, weights), axis=0)
 
 
-def _exponent(values: Array) -> Array:
-  """int32[...]: the power of two below each; far below all where it is none."""
+def _exponent(values: Float[Array, ' *s']) -> Int[Array, ' *s']:
+  """Binary exponent of each value; a very small one where not positive."""
   info = jnp.finfo(values.dtype)
   bits = values.view(f'int{info.bits}') >> info.nmant
   usable = (values > 0) & jnp.isfinite(values)
@@ -100,13 +130,16 @@ def _exponent(values: Array) -> Array:
   return jnp.where(usable, exponent, -8 * info.maxexp)
 
 
-def _shift(values: Array, exponent: Array, steps: int = 2) -> Array:
+def _shift(
+  values: Float[Array, '...'], exponent: Int[Array, '...'], steps: int = 2
+) -> Float[Array, '...']:
   """Values x 2^exponent, exact; zero or infinity where that is out of range.
 
   Args:
     values: any shape.
-    exponent: int32[...], broadcasts against them.
-    steps: so many factors, for one may itself be out of range.
+    exponent: broadcasts against the values.
+    steps: number of factors that 2^exponent is divided into, because it may
+      itself be out of range.
   """
   info = jnp.finfo(values.dtype)
   for left in range(steps, 0, -1):
@@ -117,16 +150,17 @@ def _shift(values: Array, exponent: Array, steps: int = 2) -> Array:
   return values
 
 
-def _exponents(depth: Array) -> Array:
-  """int32[M]: by what powers of two to multiply axes, lest a product overflow.
+def _exponents(depth: Float[Array, 'n M']) -> Int[Array, ' M']:
+  """Powers of two by which to multiply the axes, so that no product overflows.
 
-  Nothing where products of depths [n, M] are far from the ends of their type,
-  as they usually are: sums have the same digits then.
+  They are zero where products of depths stay far from the limits of their type,
+  as they usually do.
   """
   unit = jnp.finfo(depth.dtype).maxexp // 4
   each = _exponent(depth)
   adjust = lambda e: jnp.where((e >= -2 * unit) & (e <= 3 * unit), 0, unit - e)
-  # Of the last two axes, whose products are added up first; then of all.
+  # First for the last two axes, whose products are added up first; then for
+  # all.
   area = jnp.max(each[:, -2] + each[:, -1])
   last = adjust(area)
   first = adjust(jnp.max(jnp.sum(each, axis=1)) + last)
@@ -136,23 +170,28 @@ def _exponents(depth: Array) -> Array:
 
 
 def hypervolume(
-  objectives: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None
-) -> Array:
-  """float[]: the exact volume that the set dominates up to `reference [M]`.
+  objectives: Any, reference: Any, mask: Any = None
+) -> Float[Array, '']:
+  """Exact hypervolume of the set: the volume it dominates up to the reference.
 
-  Two objectives: one sweep. Three: points enter in order of the last
-  objective, and each lowers a staircase kept over the first (the dimension
-  sweep of Fonseca et al. 2006, with a flat array in place of a tree, which
-  is what vector units like). Time O(n^2) for three objectives, memory O(n).
+  For two objectives, one sweep. For three, the dimension sweep of Fonseca et
+  al. 2006: points enter in order of the last objective, and each raises a
+  staircase kept over the first. The staircase is a flat array instead of a
+  tree, which suits vector units. Time O(n^2) for three objectives, memory O(n).
 
   Axes are scaled by powers of two where products would leave the range of the
-  type, so that only the volume itself can: to infinity above it, as with an
-  objective of -inf or a reference of +inf, and to zero below it. Differences
-  and volumes below 1.2e-38 (denormals) are zero.
+  type. Only the volume itself can then leave it: it becomes infinity above the
+  range, as with an objective of -inf or a reference of +inf, and zero below it.
+  Differences and volumes below 1.2e-38 (denormals) are zero.
+
+  Args:
+    objectives: [n, M], two or three columns.
+    reference: [M], the reference point.
+    mask: bool[n], valid rows; all if absent.
 
   Raises:
-    InputError: for a number of objectives other than two or three, or a NaN in
-      the reference.
+    InputError: another number of objectives, a NaN in the reference, or shapes
+      or types that do not fit.
   """
   objectives, mask = sorting.points(objectives, mask)
   m = objectives.shape[-1]
@@ -164,13 +203,13 @@ def hypervolume(
     return jnp.zeros((), dtype)
   points = sorting.clean(objectives.astype(dtype), mask)
   reference = reference.astype(dtype)
-  # A point with one useless objective spans no volume; at the reference its
-  # other objectives must not count either.
+  # A point no better than the reference in one objective dominates no volume.
+  # It is moved onto the reference, so that its other objectives do not count.
   useless = jnp.any(points >= reference, axis=-1)
   endless = jnp.isneginf(points) | jnp.isposinf(reference)
   endless = jnp.any(endless & ~useless[:, None])
   points = jnp.where(useless[:, None], reference, points)
-  # The difference of the largest numbers must not overflow, either.
+  # The difference of very large numbers must not overflow either.
   top = jnp.max(jnp.abs(points), axis=0, initial=0)
   near = jnp.finfo(dtype).maxexp - 2
   quarter = jnp.where(_exponent(top) >= near, -2, 0)
@@ -183,17 +222,18 @@ def hypervolume(
 
 
 def sweep(
-  points: Array, reference: ArrayLike, exponents: Array | None = None
-) -> Array:
-  """The volume of points up to the reference, axes x 2^exponents.
+  points: Float[Array, 'n M'],
+  reference: Float[Array, ' M'],
+  exponents: Int[Array, ' M'] | None = None,
+) -> Float[Array, '']:
+  """Hypervolume of the points, with axes multiplied by 2^exponents.
 
   Args:
-    points: [n, M]; a row that is at the reference in one objective is at it in
-      all.
-    reference: [M].
-    exponents: int32[M]; none if absent.
+    points: a row that equals the reference in one objective equals it in all.
+    reference: the reference point.
+    exponents: int32; all zero if absent.
   """
-  # In the order of the last objective.
+  # In order of the last objective.
   points = points[sorting.lexsort(sorting.sort_keys(points[:, -1:]))]
   height = jnp.diff(points[:, -1], append=reference[-1])
   depth = reference[-2] - points[:, -2]
@@ -203,8 +243,8 @@ def sweep(
   if len(reference) == 2:
     return jnp.sum(height * jax.lax.cummax(depth))
 
-  # A step keeps all that the sum over steps needs, and leaves sums over the
-  # staircase to the end: elementwise loops are what XLA vectorizes on CPUs.
+  # Each step is elementwise, because XLA vectorizes such loops on CPUs; the sum
+  # over the staircase comes once, at the end.
   def raise_tile(places):
     def enter(state, step):
       stairs, raised = state

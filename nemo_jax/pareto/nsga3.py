@@ -1,25 +1,36 @@
-"""NSGA-III (Deb and Jain 2014): normalization, niches, order of survival."""
+"""NSGA-III (Deb and Jain 2014): normalization, niches, survival order."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, ArrayLike
+from nemo_jax.core.types import Array
 from nemo_jax.pareto import sorting
 from nemo_jax.pareto.indicators import check_directions
 
 
 def hyperplane_normalize(
-  objectives: ArrayLike, ranks: Array, mask: ArrayLike | None = None
-) -> Array:
-  """float[n, M]: objectives with the ideal point at 0 and the nadir at 1.
+  objectives: Any, ranks: Any, mask: Any = None
+) -> Float[Array, 'n M']:
+  """Objectives with the ideal point at 0 and the nadir point at 1.
 
   NSGA-III (Deb and Jain 2014, section IV-C): the nadir comes from the
-  intercepts of the plane through the extreme points of the first front. Where
-  that plane is degenerate, the worst of the first front stands in, as in
-  pymoo; where even that is no range, the worst of all rows.
+  intercepts of the plane through the extreme points of the first front. If
+  that plane is degenerate, the nadir is the worst of the first front, as in
+  pymoo; if that equals the ideal, the worst of all rows. Rows that are masked
+  or hold an infinity are +inf.
+
+  Args:
+    objectives: [n, M].
+    ranks: int32[n], the front of each row, 0 the first.
+    mask: bool[n], valid rows; all if absent.
+
+  Raises:
+    InputError: shapes or types do not fit.
   """
   objectives, mask = sorting.points(objectives, mask)
   n, m = objectives.shape
@@ -36,7 +47,7 @@ def hyperplane_normalize(
     objectives, axis=0, where=first[:, None], initial=-jnp.inf
   )
 
-  # Extreme points: the least achievement-scalarised along each axis (eq. 4).
+  # Extreme points: the least achievement scalarisation along each axis (eq. 4).
   shifted = jnp.where(usable[:, None], objectives - ideal, jnp.inf)
   shifted = jnp.where(shifted < 1e-3, 0, shifted)
   weights = jnp.where(jnp.eye(m, dtype=bool), 1, 1e6)
@@ -48,7 +59,7 @@ def hyperplane_normalize(
   intercepts = 1 / plane
   fits = jnp.all(jnp.abs(extremes @ plane - 1) < 1e-5)
   fits &= jnp.all(intercepts > 1e-6)
-  # Where extreme points coincide, rounding makes up a plane that fits.
+  # Where extreme points coincide, a plane may fit by rounding alone.
   scaled = extremes / (worst - ideal)
   scaled /= jnp.linalg.norm(scaled, axis=-1, keepdims=True)
   fits &= jnp.abs(jnp.linalg.det(scaled)) > 1e-5
@@ -59,22 +70,36 @@ def hyperplane_normalize(
   return jnp.where(usable[:, None], (objectives - ideal) / span, jnp.inf)
 
 
-def associate(normalized: Array, directions: ArrayLike) -> tuple[Array, Array]:
+def associate(
+  normalized: Any, directions: Any
+) -> tuple[Int[Array, ' n'], Float[Array, ' n']]:
   """Nearest direction of each row, and the perpendicular distance to it.
 
-  NSGA-III, algorithm 3. Rows `normalized [n, M]`, directions `[W, M]`;
-  returns int32[n] and float[n]. Rows with an infinity get direction 0.
+  NSGA-III, algorithm 3. Rows with an infinity get direction 0 and distance
+  +inf.
+
+  Args:
+    normalized: [n, M], from `hyperplane_normalize`.
+    directions: [W, M], for example `reference_directions`.
+
+  Returns:
+    int32[n], the index of a direction; and float[n], the distance.
+
+  Raises:
+    InputError: shapes or types do not fit, or a direction is negative, zero or
+      not finite.
   """
   normalized = checks.array('normalized', normalized, 'nM')
   directions = check_directions('directions', directions, normalized.shape[1])
   usable = jnp.all(jnp.isfinite(normalized), axis=-1)
   rows = jnp.where(usable[:, None], normalized, 0)
-  # Squares neither overflow nor vanish; powers of two leave all digits.
+  # Scaled so that squares neither overflow nor vanish; a power of two keeps all
+  # digits.
   _, power = jnp.frexp(jnp.max(directions, axis=-1, keepdims=True))
   directions = jnp.ldexp(directions, -power)
   unit = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
-  # The least distance is that of the direction which goes the furthest along.
-  # No product of matrices: on accelerators it might not be in full precision.
+  # The nearest direction is the one on which the projection is the longest. Not
+  # a matrix product, which accelerators may compute in reduced precision.
   parts = rows.T[:, :, None] * unit.T[:, None, :]
   niche = jnp.argmax(functools.reduce(jnp.add, parts), axis=-1)
   niche = niche.astype(jnp.int32)
@@ -85,16 +110,25 @@ def associate(normalized: Array, directions: ArrayLike) -> tuple[Array, Array]:
 
 
 def niching_order(
-  key: ArrayLike, ranks: Array, niche: Array, distance: Array
-) -> Array:
-  """int32[n]: row indices, best first, by front and then by niche count.
+  key: Array, ranks: Any, niche: Any, distance: Any
+) -> Int[Array, ' n']:
+  """Row indices, best first, by front and then by niche count; int32.
 
-  NSGA-III, algorithm 4, written without its loop. The algorithm gives the next
-  place to a member of the least crowded niche, which is the same as saying:
-  the j-th member of a niche waits until every other niche has had j. So a
-  member's level is its place within its niche, and the order is that by
-  (front, level). The first member of an empty niche is the one closest to its
+  NSGA-III, algorithm 4, without its loop. The algorithm gives the next place to
+  a member of the niche with the fewest members chosen so far. So the j-th
+  member of a niche is chosen after j members of every other niche. A member's
+  level is therefore its position within its niche, and the order is by front,
+  then level. The first member of an empty niche is the one closest to its
   direction; all other choices are random.
+
+  Args:
+    key: random key.
+    ranks: int32[n], the front of each row.
+    niche: int32[n], from `associate`, as is the next.
+    distance: float[n].
+
+  Raises:
+    InputError: shapes or types do not fit.
   """
   ranks = checks.array('ranks', ranks, 'n', 'whole')
   n = ranks.shape[0]
@@ -116,16 +150,22 @@ def niching_order(
 
 
 def nsga3_order(
-  key: ArrayLike,
-  objectives: ArrayLike,
-  directions: ArrayLike,
-  mask: ArrayLike | None = None,
-) -> Array:
-  """int32[n]: row indices in the order in which NSGA-III would keep them.
+  key: Array, objectives: Any, directions: Any, mask: Any = None
+) -> Int[Array, ' n']:
+  """Row indices in the order in which NSGA-III would keep them; int32.
 
-  Deb and Jain 2014: fronts first, and within a front the niching around the
-  reference `directions [W, M]`. The first k indices are the survivors of a
-  selection of k. Rows that are masked or hold an infinity come last.
+  Deb and Jain 2014: by front, and within a front by niching around the
+  reference directions. The first k indices are the survivors of a selection of
+  k. Rows that are masked or hold an infinity come last.
+
+  Args:
+    key: random key.
+    objectives: [n, M].
+    directions: [W, M], for example `reference_directions`.
+    mask: bool[n], valid rows; all if absent.
+
+  Raises:
+    InputError: as for `associate`.
   """
   objectives, mask = sorting.points(objectives, mask)
   objectives = sorting.clean(objectives, mask)

@@ -1,30 +1,37 @@
-"""Dominance, fronts, duplicates and crowding."""
+"""Dominance, fronts, duplicates and crowding distance."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Real, Shaped
 
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, ArrayLike, InputError
+from nemo_jax.core.types import Array, InputError
 
-# Rows that a loop takes at once, to be written out one after the other.
+# Rows per step of an unrolled loop.
 _UNROLL = 8
-# Bytes of a column that a step of a loop works on. XLA on CPUs divides larger
-# steps among threads, and to wake these every time takes longer than the step.
+# Bytes of a column per step of a loop. XLA on CPUs divides larger steps among
+# threads, and waking the threads takes longer than the step itself.
 TILE = 2048
-# Below this many rows, to prepare a faster sort takes longer than it saves.
+# With fewer rows, preparing the faster sort takes longer than it saves.
 _FEW = 512
 
 
 def points(
-  objectives, mask=None, kind: str = 'real'
-) -> tuple[Array, Array | None]:
-  """Objectives [n, M] and mask bool[n], checked, in types to compute with.
+  objectives: Any, mask: Any = None, kind: str = 'real'
+) -> tuple[Real[Array, ' n M'], Bool[Array, ' n'] | None]:
+  """Objectives and mask as arrays, checked and in a type to compute with.
+
+  Args:
+    objectives: [n, M], one column or more.
+    mask: bool[n], or None.
+    kind: of the objectives, see `checks.array`.
 
   Raises:
-    InputError: one has another shape or kind.
+    InputError: shapes or types do not fit.
   """
   objectives = checks.array('objectives', objectives, 'nM', kind)
   if not objectives.shape[1]:
@@ -34,8 +41,16 @@ def points(
   return objectives, mask
 
 
-def dominates(a: ArrayLike, b: ArrayLike) -> Array:
-  """Whether `a [..., M]` is no worse everywhere and better somewhere."""
+def dominates(a: Any, b: Any) -> Bool[Array, '...']:
+  """Whether `a` dominates `b`: no worse anywhere and better somewhere.
+
+  Args:
+    a: [..., M], minimised.
+    b: [..., M], broadcasts against `a`.
+
+  Raises:
+    InputError: shapes or types do not fit.
+  """
   a = checks.array('a', a, '.M', 'number')
   b = checks.array('b', b, '.M', 'number', M=a.shape[-1])
   if {a.dtype, b.dtype} == {jnp.dtype('uint32'), jnp.dtype('int32')}:
@@ -43,8 +58,10 @@ def dominates(a: ArrayLike, b: ArrayLike) -> Array:
   return jnp.all(a <= b, axis=-1) & jnp.any(a < b, axis=-1)
 
 
-def clean(objectives: Array, mask: Array | None) -> Array:
-  """Objectives with invalid rows and NaNs at the worst, to dominate nothing."""
+def clean(
+  objectives: Real[Array, 'n M'], mask: Bool[Array, ' n'] | None
+) -> Real[Array, 'n M']:
+  """Objectives with NaNs and masked rows at the worst value of the type."""
   if jnp.issubdtype(objectives.dtype, jnp.integer):
     worst = np.asarray(np.iinfo(objectives.dtype).max, objectives.dtype)
   else:
@@ -55,27 +72,28 @@ def clean(objectives: Array, mask: Array | None) -> Array:
   return jnp.where(mask[:, None], objectives, worst)
 
 
-def _flip(bits: Array) -> Array:
-  """Bits of float32 to whole numbers in the same order, or back."""
+def _flip(bits: Int[Array, ' *s']) -> Int[Array, ' *s']:
+  """Bits of float32 to integers in the same order, or back."""
   return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _whole(values: Array) -> Array:
-  """Whole numbers in the order of float32: XLA takes longer to sort floats."""
+def _whole(values: Float[Array, ' *s']) -> Int[Array, ' *s']:
+  """Integers in the order of float32 values; XLA sorts integers faster."""
   return _flip(jnp.where(values == 0, 0.0, values).view(jnp.int32))
 
 
-def sort(values: Array) -> Array:
-  """`jnp.sort`, faster for float32; no NaN."""
+def sort(values: Float[Array, ' n']) -> Float[Array, ' n']:
+  """Sorted values without a NaN: `jnp.sort`, but faster for float32."""
   if values.dtype != jnp.float32:
     return jnp.sort(values)
   return _flip(jnp.sort(_whole(values))).view(jnp.float32)
 
 
-def sort_keys(objectives: Array) -> list[Array]:
-  """A key [n] for each objective that sorts and compares like it; no NaN.
+def sort_keys(objectives: Real[Array, 'n M']) -> list[Real[Array, ' n']]:
+  """One key for each objective, in the same order; no NaN.
 
-  Where it pays, a key is how many values are smaller, which takes 16 bits.
+  Where it is faster, a key is the number of smaller values, which fits in 16
+  bits.
   """
   n = objectives.shape[0]
   if objectives.dtype != jnp.float32:
@@ -86,11 +104,18 @@ def sort_keys(objectives: Array) -> list[Array]:
   return [jnp.searchsorted(jnp.sort(k), k).astype(jnp.int16) for k in keys]
 
 
-def order(key: ArrayLike, bound: int) -> Array:
-  """int32[n]: `jnp.argsort`, stable, of whole numbers in [0, bound).
+def order(key: Any, bound: int) -> Int[Array, ' n']:
+  """Stable `jnp.argsort` of whole numbers in [0, bound), int32.
 
-  Key and place in one number, where 32 bits hold both: XLA takes four times as
-  long to sort pairs.
+  If 32 bits hold both, key and row index are sorted as one number: XLA takes
+  four times as long to sort pairs.
+
+  Args:
+    key: int32[n].
+    bound: larger than every key.
+
+  Raises:
+    InputError: the key has another shape or type.
   """
   key = checks.array('key', key, 'n', 'whole')
   n = len(key)
@@ -100,8 +125,8 @@ def order(key: ArrayLike, bound: int) -> Array:
   return (jnp.sort(key.astype(jnp.uint32) * n + index) % n).astype(jnp.int32)
 
 
-def lexsort(keys: list[Array]) -> Array:
-  """Rows in lexicographic order of keys from `sort_keys`."""
+def lexsort(keys: list[Real[Array, ' n']]) -> Int[Array, ' n']:
+  """Row indices in lexicographic order of keys from `sort_keys`."""
   if keys[0].dtype != jnp.int16:
     return jnp.lexsort(keys[::-1])
   n = len(keys[0])
@@ -111,23 +136,42 @@ def lexsort(keys: list[Array]) -> Array:
   return rows
 
 
-def _push(ranks: Array, columns: list, floor: Array, pusher: list) -> Array:
-  """Ranks [n], at least `floor` where no column is better than the pusher's."""
+def _push(
+  ranks: Int[Array, ' n'],
+  columns: list[Real[Array, ' n']],
+  floor: Int[Array, ''],
+  pusher: list[Real[Array, '']],
+) -> Int[Array, ' n']:
+  """Ranks, raised to `floor` in the rows that the row `pusher` dominates.
+
+  These are the rows that are better than it in no column.
+  """
   pairs = zip(pusher, columns, strict=True)
   behind = functools.reduce(jnp.logical_and, [x <= y for x, y in pairs], True)
   return jnp.where(behind, jnp.maximum(ranks, floor), ranks)
 
 
 def nondominated_rank(
-  objectives: ArrayLike, mask: ArrayLike | None = None, block: int = 128
-) -> Array:
-  """int32[n]: 0 on the Pareto front, 1 on the front behind it, and so on.
+  objectives: Any, mask: Any = None, block: Any = 128
+) -> Int[Array, ' n']:
+  """Front of each row: 0 on the Pareto front, 1 on the one behind it, ...
 
-  Goldberg's ranks as in NSGA-II (Deb et al. 2002), by the rule that a point's
-  rank is one more than the largest rank among its dominators. In lexicographic
-  order dominators come first, so `block` rows at a time are settled, and then
-  push all that come after. Time O(n^2 M), memory O(n M). Masked rows get
-  rank n. Integers of 32 bits are compared exactly.
+  Goldberg's ranks as in NSGA-II (Deb et al. 2002), by the rule that a row's
+  rank is one more than the largest rank of the rows that dominate it. Rows are
+  sorted lexicographically, so that dominating rows come first. `block` rows at
+  a time get their final rank and then raise the ranks of all later rows. Time
+  O(n^2 M), memory O(n M). Integers of 32 bits are compared exactly.
+
+  Args:
+    objectives: [n, M].
+    mask: bool[n], valid rows; all if absent. Masked rows get rank n.
+    block: rows per block, 1 or more.
+
+  Returns:
+    int32[n].
+
+  Raises:
+    InputError: shapes or types do not fit.
   """
   objectives, mask = points(objectives, mask, 'number')
   block = checks.whole('block', block)
@@ -143,20 +187,20 @@ def nondominated_rank(
   block = -(-min(block, n) // _UNROLL) * _UNROLL
   size = -(-n // block) * block
   length = TILE // keys[0].dtype.itemsize
-  # Room for a tile that begins with the last row.
+  # Room for a tile that begins at the last row.
   padding = (0, size + length - n)
-  # In this order the first objective is no better in what comes after.
+  # The first objective is left out: later rows are no better in it.
   columns = [jnp.pad(key, padding) for key in keys[1:]]
-  # The first copy of a row pushes for all.
+  # Of equal rows only the first raises the ranks of others.
   silent = jnp.pad(repeated, padding, constant_values=True)
   dtype = jnp.int16 if keys[0].dtype == jnp.int16 else jnp.int32
   part = jax.lax.dynamic_slice_in_dim
 
-  # A reduction over pairs of rows would say what these loops say, and XLA would
-  # not vectorize it on CPUs: 25 times as long.
+  # A reduction over pairs of rows would be equivalent, but XLA does not
+  # vectorize it on CPUs: it takes 25 times as long.
   def settle(i, ranks):
     start = i * block
-    # Within a block, the place stands in for the first objective.
+    # Within a block, the position replaces the first objective.
     own = [jnp.arange(block, dtype=dtype)]
     own += [part(column, start, block) for column in columns]
     quiet = part(silent, start, block)
@@ -166,7 +210,8 @@ def nondominated_rank(
       rows, mute, mine = [few(x) for x in own], few(quiet), few(ranks)
       for k in range(_UNROLL):
         floor = jnp.where(mute[k], 0, mine[k] + 1)
-        # Nobody pushes itself: it would have to come before itself.
+        # One more than the row's own position, so that it does not raise its
+        # own rank.
         pusher = [rows[0][k] + 1, *[x[k] for x in rows[1:]]]
         mine = _push(mine, rows, floor, pusher)
         ranks = _push(ranks, own, floor, pusher)
@@ -203,8 +248,8 @@ def nondominated_rank(
   return ranks if mask is None else jnp.where(mask, ranks, n)
 
 
-def _mix(words: Array) -> Array:
-  """uint32, every bit of a word spread over all others (murmur3)."""
+def _mix(words: Shaped[Array, '...']) -> Shaped[Array, '...']:
+  """uint32 words, each bit spread over all others (murmur3's finalizer)."""
   words ^= words >> 16
   words *= jnp.uint32(0x85EBCA6B)
   words ^= words >> 13
@@ -212,12 +257,22 @@ def _mix(words: Array) -> Array:
   return words ^ (words >> 16)
 
 
-def duplicated(rows: Array, mask: ArrayLike | None = None) -> Array:
-  """bool[n]: an earlier valid row of `rows [n, k]` is equal to this one.
+def duplicated(rows: Any, mask: Any = None) -> Bool[Array, ' n']:
+  """Whether an earlier valid row is equal to this one.
 
   Rows are sorted by a hash of 48 bits or more and then compared with their
-  neighbour, so rows that differ are never called equal. Masked rows are never
-  duplicates. Narrow numbers are faster: a word of the hash takes several.
+  neighbour, so that different rows are never called equal. Narrow types are
+  faster, because one word of the hash holds several numbers.
+
+  Args:
+    rows: [n, k], of any type of numbers.
+    mask: bool[n], valid rows; all if absent. Masked rows are never duplicates.
+
+  Returns:
+    bool[n].
+
+  Raises:
+    InputError: shapes or types do not fit.
   """
   rows = checks.array('rows', rows, 'nk', 'any')
   n = rows.shape[0]
@@ -231,10 +286,11 @@ def duplicated(rows: Array, mask: ArrayLike | None = None) -> Array:
   if words.dtype.itemsize < 4:
     spare = -words.shape[1] % (4 // words.dtype.itemsize)
     words = jnp.pad(words, ((0, 0), (0, spare)))
-  # The low bits of round floats are all zero, and a sum of products of such
-  # words would keep them so.
+  # The low bits of round floats are all zero, and would be zero in any sum of
+  # products of such words.
   words = _mix(words.view(jnp.uint32))
-  # As many bits of a hash as are sorted at once, and hashes enough for 48.
+  # Bits of a hash that `order` can sort in one number, and as many hashes as
+  # make 48 bits.
   bits = 32 - max(n - 1, 1).bit_length()
   size = (-(-48 // bits), words.shape[-1])
   odd = np.random.default_rng(0).integers(0, 2**31, size) * 2 + 1
@@ -243,7 +299,8 @@ def duplicated(rows: Array, mask: ArrayLike | None = None) -> Array:
     hashes = jnp.sum(
       words * jnp.asarray(factors, jnp.uint32), axis=-1, dtype=jnp.uint32
     )
-    # Apart from the valid ones, or they would come between two that are equal.
+    # Masked rows get another hash, so that they do not come between two valid
+    # rows that are equal.
     hashes = jnp.where(mask, hashes, ~hashes)[by_hash] >> (32 - bits)
     by_hash = by_hash[order(hashes, 2**bits)]
   ordered, valid = rows[by_hash], mask[by_hash]
@@ -253,21 +310,22 @@ def duplicated(rows: Array, mask: ArrayLike | None = None) -> Array:
 
 
 def crowding_distance(
-  objectives: ArrayLike,
-  ranks: Array | None = None,
-  mask: ArrayLike | None = None,
-) -> Array:
-  """float[n]: how far apart a point's neighbours on its own front are.
+  objectives: Any, ranks: Any = None, mask: Any = None
+) -> Float[Array, ' n']:
+  """Crowding distance of each row on its own front (Deb et al. 2002).
 
-  Deb et al. 2002: the sum over objectives of the gap between the two
-  neighbours, divided by the front's range. Ends of a front get +inf. An
-  objective whose range on a front is zero or infinite adds nothing.
+  The sum over objectives of the gap between the row's two neighbours, divided
+  by the front's range. Rows at an end of a front get +inf. An objective whose
+  range on a front is zero or infinite adds nothing.
 
   Args:
     objectives: [n, M].
-    ranks: int32[n], the front of each row, from 0 to n; all rows one front if
-      absent.
-    mask: bool[n]; masked rows get -inf.
+    ranks: int32[n], the front of each row, from 0 to n; all rows are one front
+      if absent.
+    mask: bool[n], valid rows; all if absent. Masked rows get -inf.
+
+  Raises:
+    InputError: shapes or types do not fit.
   """
   objectives, mask = points(objectives, mask)
   n, _ = objectives.shape

@@ -1,1 +1,1 @@
-"""The search: problems, species, and the generation that joins them."""
+"""The search: problems, species, surrogates, and NEMO's generation."""

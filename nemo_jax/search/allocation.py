@@ -1,20 +1,28 @@
-"""How many places of the population each species gets."""
+"""Sizes of the species: how the places of the population are divided."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax import pareto
 from nemo_jax.core import checks
 from nemo_jax.core.types import Array, ArrayLike, InputError
 
-# By which species are compared; see `utility`.
+# Measures by which species are compared; see `utility`.
 UTILITIES = ('r2', 'hypervolume', 'front_count')
-# Every species keeps so many places, whatever it adds.
+# Every species keeps at least this many places.
 LEAST_PLACES = 2
 
 
 def check_size(population_size: int, species: int) -> None:
-  """Raises `InputError` unless there are two places for each species."""
+  """Raises `InputError` unless there are at least two places for each species.
+
+  Args:
+    population_size: P.
+    species: S.
+  """
   if not species:
     raise InputError('there are no species; give at least one')
   if population_size < LEAST_PLACES * species:
@@ -24,12 +32,12 @@ def check_size(population_size: int, species: int) -> None:
     )
 
 
-def check_options(exploration: float, kind: str, objectives: int) -> None:
-  """Raises `InputError` for options of `allocate` and `utility`.
+def check_options(exploration: Any, kind: str, objectives: int) -> None:
+  """Raises `InputError` for options of `allocate` and `utility` out of range.
 
   Args:
-    exploration: of `allocate`.
-    kind: of `utility`.
+    exploration: see `allocate`.
+    kind: see `utility`.
     objectives: M.
   """
   known = checks.concrete(exploration)
@@ -43,8 +51,18 @@ def check_options(exploration: float, kind: str, objectives: int) -> None:
     raise InputError('hypervolume as utility needs two or three objectives')
 
 
-def apportion(shares: Array, places: int, least: int = LEAST_PLACES) -> Array:
-  """int32[S]: places by share, at least `least` each, by largest remainder."""
+def apportion(
+  shares: Float[ArrayLike, ' S'], places: int, least: int = LEAST_PLACES
+) -> Int[Array, ' S']:
+  """Places of each species, in proportion to `shares`; int32.
+
+  By the largest remainder method, with at least `least` places each.
+
+  Args:
+    shares: not negative, and not all zero.
+    places: P.
+    least: places that every species gets.
+  """
   free = places - least * shares.shape[0]
   exact = shares / jnp.sum(shares) * free
   whole = jnp.floor(exact)
@@ -53,70 +71,75 @@ def apportion(shares: Array, places: int, least: int = LEAST_PLACES) -> Array:
   return (least + whole + extra).astype(jnp.int32)
 
 
-def owners_of(sizes: Array, places: int) -> Array:
-  """int32[P]: the species of each row, rows of a species together."""
+def owners_of(sizes: Int[ArrayLike, ' S'], places: int) -> Int[Array, ' P']:
+  """Species of each of P = `places` rows, rows of a species together; int32."""
   return jnp.searchsorted(
     jnp.cumsum(sizes), jnp.arange(places), side='right'
   ).astype(jnp.int32)
 
 
-def place_of(owners: Array) -> Array:
-  """int32[P]: how many earlier rows have the same owner; owners are sorted."""
+def place_of(owners: Int[ArrayLike, ' P']) -> Int[Array, ' P']:
+  """Position of each row among the rows of its owner; owners are sorted."""
   return jnp.arange(owners.shape[0]) - jnp.searchsorted(owners, owners)
 
 
 def allocate(
-  utility: Array, evaluations: Array, places: int, exploration: float
-) -> Array:
-  """int32[S]: the size of each species, by upper confidence bound.
+  utility: Float[ArrayLike, ' S'],
+  evaluations: Int[ArrayLike, ' S'],
+  places: int,
+  exploration: Any,
+) -> Int[Array, ' S']:
+  """Size of each species, by upper confidence bound; int32.
 
-  The score is v + c sqrt(ln(sum y) / y), where y counts the evaluations of a
-  species and v is its utility, scaled so that the best species has 1 and the
-  worst 0 (the paper's own scaling is not known). Sizes are proportional to
-  the scores; a species without any solution has v = 0.
+  The score of a species is v + c sqrt(ln(sum y) / y). y is the number of its
+  evaluations, and v its utility, scaled so that the best species has 1 and the
+  worst 0 (the scaling of the paper, arXiv 2106.07611, is not known). A species
+  without any solution has v = 0. Sizes are proportional to the scores.
 
   Args:
-    utility: [S] of each species, lower is better.
-    evaluations: int32[S].
+    utility: of each species, lower is better; +inf without any solution.
+    evaluations: of each species.
     places: P, the sum of the sizes.
-    exploration: c; 0 makes sizes proportional to utility, infinity equal.
+    exploration: c, a number of 0 or more. With 0, sizes are proportional to v;
+      with infinity they are equal.
   """
   known = jnp.isfinite(utility)
   best = jnp.min(utility, where=known, initial=jnp.inf)
   worst = jnp.max(utility, where=known, initial=-jnp.inf)
   span = jnp.where(worst > best, worst - best, 1)
   value = jnp.where(known, (worst - utility) / span, 0)
-  # Not as integers, which might wrap.
+  # In float32, because a sum of integers might overflow.
   total = jnp.sum(evaluations.astype(jnp.float32))
   bonus = jnp.sqrt(jnp.log(jnp.maximum(total, 1)) / jnp.maximum(evaluations, 1))
-  # Without this, a tie of all at v = 0 and c = 0 would divide by zero.
+  # The small term avoids a division by zero if all v are 0 and c = 0.
   score = value + exploration * bonus + 1e-6
   return apportion(jnp.where(jnp.isinf(exploration), 1, score), places)
 
 
 def utility(
   kind: str,
-  scaled: Array,
-  species: Array,
+  scaled: Float[ArrayLike, 'n M'],
+  species: Int[ArrayLike, ' n'],
   count: int,
-  directions: ArrayLike,
-  member: Array,
-  rank: Array,
-) -> Array:
-  """float32[S]: the utility of each species, lower is better.
+  directions: Float[ArrayLike, 'D M'],
+  member: Bool[ArrayLike, ' n'],
+  rank: Int[ArrayLike, ' n'],
+) -> Float[Array, ' S']:
+  """Utility of each species, lower is better; float32.
 
-  The R2 indicator of its members, as in the paper; or, with the sign turned,
-  the hypervolume that would be lost without them, or how many of them are on
-  the first front, as in the patent. A species without members has +inf.
+  `r2`: the R2 indicator of its members, as in the paper (arXiv 2106.07611).
+  `hypervolume`: the negative of the hypervolume that would be lost without
+  them. `front_count`: the negative of the number of members on the first front,
+  as in the patent. A species without members has +inf.
 
   Args:
     kind: one of UTILITIES.
-    scaled: float32[n, M], objectives from 0, the ideal, to 1, the reference.
-    species: int32[n], of each row.
+    scaled: objectives from 0, the ideal, to 1, the reference.
+    species: of each row.
     count: S.
-    directions: float32[D, M], of R2.
-    member: bool[n], the rows that count.
-    rank: int32[n], of non-domination.
+    directions: weight vectors of R2.
+    member: the rows that count.
+    rank: front of each row, 0 the first.
   """
   owned = jnp.arange(count)[:, None] == species  # [S, n]
   if kind == 'r2':

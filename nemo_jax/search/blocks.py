@@ -1,7 +1,8 @@
 """Proposals in blocks: as many as a species needs, in arrays of fixed size.
 
-What a species proposes beyond its places takes time and is not evaluated; how
-many places it has is not known when a program is compiled.
+Proposals beyond a species' places take time and are not evaluated, but the
+number of places is not known when a program is compiled. So the arrays have
+room for the most proposals, and a loop fills only the blocks that are needed.
 """
 
 import functools
@@ -10,18 +11,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
-from nemo_jax.core.types import Array, PyTree
+from nemo_jax.core.types import Array, ArrayLike, PyTree
 
-BLOCK = 128  # proposals that are made at once, or up to twice as many
-# The same of networks: what they compute so stays in a CPU's cache.
+BLOCK = 128  # proposals per block, or up to twice as many in a single block
+# Networks per block; their activations then fit in a CPU's cache.
 NETWORKS = 64
 
 
 def divide(count: int, most: int = BLOCK) -> tuple[int, int]:
-  """How many blocks of how many rows hold `count` rows, and few more.
+  """Number of blocks, and rows of each, for `count` rows or slightly more.
 
-  A single block if two would do, else blocks of `most` rows at most.
+  Blocks have at most `most` rows, except that one block replaces two.
   """
   number = -(-count // most)
   number = 1 if number == 2 else number
@@ -29,16 +31,22 @@ def divide(count: int, most: int = BLOCK) -> tuple[int, int]:
 
 
 def keys(key: Array, number: int) -> Array:
-  """A key for each block; that of a single block is the key itself."""
+  """Keys [number], one for each block; for a single block the key itself."""
   return key[None] if number == 1 else jax.random.split(key, number)
 
 
-def num_proposals(places: Array, screened: bool = False) -> Array:
-  """int32[]: how many rows a species should propose that has so many places.
+def num_proposals(
+  places: Int[ArrayLike, ''], screened: bool = False
+) -> Int[Array, '']:
+  """Number of proposals that a species with so many places should make; int32.
 
-  An eighth more, for some may be repetitions; or twice as many, where they are
-  made quickly and `surrogate` chooses among them, of many half as many more. As
-  long as it has no places, as many as it can.
+  An eighth more than its places, because some may be repetitions. A species
+  without places makes as many as it can.
+
+  Args:
+    places: of the population.
+    screened: whether a surrogate chooses among the proposals, and they are fast
+      to make: then twice as many, or half as many more for a large population.
   """
   more = places // 8
   if screened:
@@ -48,15 +56,17 @@ def num_proposals(places: Array, screened: bool = False) -> Array:
 
 
 def fill(
-  make: Callable[[PyTree], PyTree], inputs: PyTree, rows_wanted: Array
+  make: Callable[[PyTree], PyTree],
+  inputs: PyTree,
+  rows_wanted: Int[ArrayLike, ''] | int,
 ) -> PyTree:
-  """Arrays [n B, ...], of which the rows that are wanted are made.
+  """Arrays [n B, ...] whose first `rows_wanted` rows or more are made.
 
   Args:
-    make: from one of the inputs to arrays [B, ...].
-    inputs: [n, ...] each, one for a block, such as `keys`.
-    rows_wanted: int32[], at least 1. Rows of further blocks are copies of the
-      first row.
+    make: function from the input of one block to arrays [B, ...].
+    inputs: arrays [n, ...] with one row for each block, such as `keys`.
+    rows_wanted: at least 1. The rows of blocks that are not needed are copies
+      of the first row.
   """
   number = len(jax.tree.leaves(inputs)[0])
   one = jax.tree.map(lambda x: x[0], inputs)
@@ -90,12 +100,12 @@ def fill(
 def asks(
   propose: Callable[[PyTree, Array], tuple[Array, PyTree]], number: int
 ) -> dict[str, Any]:
-  """`ask` and `ask_more` of a species.
+  """`ask` and `ask_more` of a species, as keyword arguments of `Species`.
 
   Args:
-    propose: (state, key) -> choices and genotypes of a block; the state has the
-      species' `own` rows and its `offspring`.
-    number: of the blocks, see `divide`.
+    propose: (state, key) -> choices and genotypes of one block. The state has
+      the fields `own`, the rows of the species, and `offspring`.
+    number: of blocks, see `divide`.
   """
 
   def ask_all(key, state, screened):

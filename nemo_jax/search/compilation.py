@@ -1,4 +1,4 @@
-"""A generation as three programs, of which one is for the problem's mesh."""
+"""A generation compiled as three programs: ask, evaluate and tell."""
 
 import dataclasses
 import functools
@@ -19,8 +19,9 @@ from nemo_jax.search.state import Metrics, State
 class Compiled(NamedTuple):
   """A compiled generation.
 
-  `step` returns the next state and metrics, and uses up the state it is given;
-  `evaluation` is the program that scores the candidates.
+  `step` returns the next state and metrics. It donates the buffers of the state
+  it is given, which cannot be used afterwards. `evaluation` is the program that
+  computes the objectives of the candidates.
   """
 
   step: Callable[[State], tuple[State, Metrics]]
@@ -35,17 +36,18 @@ def compile_generation(
   state: State,
   batch_size: int | None = None,
 ) -> Compiled:
-  """The three programs of a generation: ask, evaluate, tell.
+  """Compiled generation, as three programs: ask, evaluate, tell.
 
-  Candidates are scored on the mesh. To ask and to tell are programs for one
-  device of each process, the same ones whatever the mesh: for another number of
-  devices XLA compiles to other roundings, and the search would go another way.
+  Candidates are evaluated on the mesh. `ask` and `tell` are compiled for one
+  device of each process, whatever the mesh: for another number of devices, XLA
+  generates code that rounds differently, and the search would take another
+  course.
 
   Args:
-    problem: what is searched.
+    problem: the problem to search.
     ask: (problem, key, state) -> asked, state.
     tell: (problem, key, state, asked, objectives) -> state, metrics.
-    key: of the run.
+    key: random key of the run.
     state: from `init`.
     batch_size: candidates evaluated at once, see `evaluate`.
   """

@@ -1,7 +1,7 @@
-"""What a search can rely on: problems that fit together, species made for them.
+"""Checks of a problem: shapes, types and values that a search relies on.
 
-Values are checked where they are known, shapes and types also while they are
-traced.
+Shapes and types are always checked. Values are checked only if they are known,
+that is, not while they are traced.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ import numpy as np
 
 from nemo_jax.core import checks
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.search.problem import Problem
+from nemo_jax.search.problem import Graph, Prior, Problem
 
 
 def check_problem(problem: Problem) -> None:
-  """Raises `InputError` unless a problem can be searched.
+  """Raises `InputError` unless the problem can be searched.
 
-  That is: one objective or more, each with a finite ideal below a finite
-  reference; two choices or more at each node, of which one or more is allowed;
-  a graph and a prior of so many nodes, choices and objectives.
+  A problem needs at least one objective, each with a finite ideal below a
+  finite reference; at least one node, and two choices at each, of which one or
+  more is allowed; and a graph and a prior, if any, whose shapes fit these.
   """
   allowed = checks.array('problem.allowed', problem.allowed, 'NK', 'bool')
   nodes, choices = allowed.shape
@@ -39,6 +39,7 @@ def check_problem(problem: Problem) -> None:
 
 
 def _check_bounds(problem: Problem) -> None:
+  """Raises `InputError` unless each ideal is below its reference."""
   ideal = checks.array('problem.ideal', problem.ideal, 'M')
   count = len(ideal)
   if not count:
@@ -57,31 +58,35 @@ def _check_bounds(problem: Problem) -> None:
 
 
 def _check_finite(name: str, value: Array) -> None:
+  """Raises `InputError` if a known value is not finite."""
   known = checks.concrete(value)
   if known is not None and not np.all(np.isfinite(known)):
     raise InputError(f'{name} holds values that are not finite')
 
 
-def _check_places(name: str, value: Array, nodes: int) -> None:
+def _check_indices(name: str, value: Array, nodes: int) -> None:
+  """Raises `InputError` if a known value is not the index of a node."""
   known = checks.concrete(value)
   if known is not None and np.any((known < 0) | (known >= nodes)):
     raise InputError(f'{name} names a node that is not from 0 to {nodes - 1}')
 
 
-def _check_graph(graph, nodes: int) -> None:
+def _check_graph(graph: Graph, nodes: int) -> None:
+  """Raises `InputError` unless the graph has so many nodes."""
   features = checks.array('problem.graph.nodes', graph.nodes, 'NF', N=nodes)
   _check_finite('problem.graph.nodes', features)
   senders = checks.array('problem.graph.senders', graph.senders, 'E', 'whole')
   receivers = checks.array(
     'problem.graph.receivers', graph.receivers, 'E', 'whole', E=len(senders)
   )
-  _check_places('problem.graph.senders', senders, nodes)
-  _check_places('problem.graph.receivers', receivers, nodes)
+  _check_indices('problem.graph.senders', senders, nodes)
+  _check_indices('problem.graph.receivers', receivers, nodes)
 
 
-def _check_prior(prior, nodes: int, choices: int) -> None:
+def _check_prior(prior: Prior, nodes: int, choices: int) -> None:
+  """Raises `InputError` unless the prior has so many nodes and choices."""
   pairs = checks.array('problem.prior.pairs', prior.pairs, 'Es', 'whole')
-  _check_places('problem.prior.pairs', pairs, nodes)
+  _check_indices('problem.prior.pairs', pairs, nodes)
   costs = np.shape(prior.costs)[-1] if np.ndim(prior.costs) else 0
   sizes: dict[str, Any] = {'N': nodes, 'K': choices, 'L': choices, 'C': costs}
   sizes |= {'E': len(pairs), 's': 2}

@@ -1,154 +1,86 @@
 """NEMO's generation (arXiv 2106.07611) for any problem and any species.
 
-Five steps: every species makes offspring, and those are evaluated that a
-surrogate picks; the utility of a species is its R2 indicator; an upper
-confidence bound of the utility sets its size; parents and offspring of all
-species are ranked together by NSGA-III; each species fills its size with its
-own best.
+A generation has five steps. Every species proposes offspring, and the surrogate
+picks those that are evaluated. The utility of a species is the R2 indicator of
+its members. An upper confidence bound of the utility sets its size. NSGA-III
+ranks the parents and offspring of all species together. Each species keeps as
+many of its own best-ranked members as its size allows.
 
   search = nemo.make(problem, team, population_size=64)
   state = search.init(init_key)
   state, metrics = search.step(key, state)
 
-Or with candidates scored elsewhere, by whatever can score them:
+Or with objectives that are computed elsewhere:
 
   asked, state = search.ask(key, state)
   objectives = ...  # [P, M], of asked.choices [P, N]
   state, metrics = search.tell(key, state, asked, objectives)
 
-`key` stays the same all through a run: the generation is folded into it, so a
-run that is stored and restored goes on as if it had never stopped.
+`key` is the same in all generations of a run: the number of the generation is
+folded into it. A run that is stored and restored therefore continues exactly as
+it would have without the interruption.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax import pareto
 from nemo_jax.core import checks
-from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
+from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.search import allocation, contract, progress, screening, survival
 from nemo_jax.search import surrogate as surrogate_lib
-from nemo_jax.search.compilation import Compiled, compile_generation
+from nemo_jax.search.compilation import compile_generation
 from nemo_jax.search.evaluate import evaluate
+from nemo_jax.search.functions import Search
 from nemo_jax.search.problem import (
   Population,
   Problem,
   Species,
-  SpeciesBuilder,
   SurrogateBuilder,
 )
 from nemo_jax.search.screening import Asked
 from nemo_jax.search.state import Metrics, State
 
 
-class Init(Protocol):
-  """The state before the first generation."""
-
-  def __call__(self, key: Array) -> State:
-    """Returns a state with nothing evaluated and equal shares."""
-
-
-class Ask(Protocol):
-  """The first half of a generation."""
-
-  def __call__(self, key: Array, state: State) -> tuple[Asked, State]:
-    """Returns what to evaluate, and the state after it; reads no data.
-
-    Raises:
-      InputError: a species does not propose choices.
-    """
-
-
-class Tell(Protocol):
-  """The second half of a generation."""
-
-  def __call__(
-    self, key: Array, state: State, asked: Asked, objectives: Array
-  ) -> tuple[State, Metrics]:
-    """Returns the next state, and metrics; reads no data.
-
-    Args:
-      key: that `ask` was given.
-      state: that it returned.
-      asked: what it returned.
-      objectives: [P, M] of `asked.choices`; not finite anywhere in a row where
-        that evaluation failed.
-
-    Raises:
-      InputError: the objectives are not of the shape that was asked for.
-    """
-
-
-class Step(Protocol):
-  """One generation: `ask`, an evaluation, `tell`."""
-
-  def __call__(
-    self, key: Array, state: State, data: PyTree = None
-  ) -> tuple[State, Metrics]:
-    """Returns the next state, and metrics.
-
-    Pure, so that `jit`, `vmap` over keys and `lax.scan` over generations apply.
-
-    Args:
-      key: of the run, the same at every generation.
-      state: from `init` or the last `step`.
-      data: the problem's, its own if absent. As an argument of a jitted
-        function they are not copied into the program.
-    """
-
-
-class Compile(Protocol):
-  """A generation as programs for the problem's devices."""
-
-  def __call__(self, key: Array, state: State) -> Compiled:
-    """Returns the programs; see `compilation.compile_generation`."""
-
-
-class Search(NamedTuple):
-  """The functions of one search, all for the same problem and species."""
-
-  init: Init
-  ask: Ask
-  tell: Tell
-  step: Step
-  compile: Compile
-
-
 def make(
   problem: Problem,
-  team: Sequence[SpeciesBuilder],
-  population_size: int,
+  team: Iterable[Callable[[Problem, int], Species]],
+  population_size: Any,
   *,
   surrogate: SurrogateBuilder | None = surrogate_lib.make,
-  exploration: float = 1.0,
+  exploration: Any = 1.0,
   utility: str = 'r2',
   partitions: int = 12,
-  archive_size: int = 1024,
+  archive_size: Any = 1024,
   batch_size: int | None = None,
 ) -> Search:
-  """The functions of a search, bound to a problem and a team of species.
+  """Functions of a search, for a problem and a team of species.
 
   Args:
-    problem: what is searched.
+    problem: the problem to search.
     team: builders of the species, such as `species.team(['nemo']).values()`.
-    population_size: P, which is also the evaluations of a generation.
-    surrogate: builder of what learns from evaluations and picks what is worth
-      one; None for none.
-    exploration: weight of the confidence bonus, see `allocation.allocate`.
-    utility: by which species get their sizes, of `allocation.UTILITIES`.
+    population_size: P, a whole number from 2 S; also the number of evaluations
+      of a generation.
+    surrogate: builder of the surrogate, which is fitted to the evaluations and
+      picks the proposals to evaluate; None for no surrogate.
+    exploration: weight of the confidence bonus, 0 or more; see
+      `allocation.allocate`.
+    utility: the measure that sizes of species depend on, one of
+      `allocation.UTILITIES`.
     partitions: of the reference directions, see `pareto.reference_directions`.
-    archive_size: A, slots for non-dominated points.
+    archive_size: A, slots for non-dominated solutions, a whole number from 1.
     batch_size: candidates evaluated at once, see `evaluate`.
 
   Raises:
-    InputError: the problem does not fit together (see
-      `contract.check_problem`); fewer than two places for a species; a species
-      needs what the problem lacks; an option is out of its range.
+    InputError: the problem is invalid (see `contract.check_problem`); there are
+      fewer than two places for each species; a species needs a prior and the
+      problem has none; or an option is out of range.
   """
   contract.check_problem(problem)
   team = list(team)
@@ -157,7 +89,7 @@ def make(
   checks.whole('archive_size', archive_size)
   allocation.check_options(exploration, utility, problem.ideal.shape[0])
   species = tuple(build(problem, population_size) for build in team)
-  # With the problem as their first argument, for programs that take it as one.
+  # The problem is the first argument, so that programs can take it as one.
   ask_of = functools.partial(_ask, species, surrogate)
   tell_of = functools.partial(
     _tell, species, surrogate, exploration, utility, partitions
@@ -193,7 +125,7 @@ def _init(
   population_size: int,
   archive_size: int,
 ) -> State:
-  """The state before the first generation; see `Init`."""
+  """State before the first generation; see `functions.Init`."""
   nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]
   shares = jnp.full(len(species), 1 / len(species))
   sizes = allocation.apportion(shares, population_size)
@@ -217,7 +149,7 @@ def _init(
 
 
 def _keys(key: Array, state: State) -> Array:
-  """Of asking, ranking, telling and learning, in this generation."""
+  """Keys of asking, ranking, telling and learning, in this generation."""
   return jax.random.split(jax.random.fold_in(key, state.generation), 4)
 
 
@@ -228,7 +160,7 @@ def _ask(
   key: Array,
   state: State,
 ) -> tuple[Asked, State]:
-  """What to evaluate, and the state after it; see `Ask`."""
+  """Candidates to evaluate, and the next state; see `functions.Ask`."""
   asked, states = screening.propose(
     problem,
     _keys(key, state)[0],
@@ -242,14 +174,18 @@ def _ask(
   return asked, state._replace(species=states)
 
 
-def _add(count: Array, more: Array) -> Array:
-  """int32[...]: the sum, or the largest number where it is beyond."""
+def _add(
+  count: Int[Array, ' *s'], more: Int[Array, ' *s']
+) -> Int[Array, ' *s']:
+  """Sum in int32; the largest int32 where it would overflow."""
   most = jnp.iinfo(jnp.int32).max
   return jnp.where(count > most - more, most, count + more)
 
 
-def _offspring(problem: Problem, asked: Asked, objectives: Array) -> Population:
-  """What was evaluated [P, ...]; all objectives of a failed row are +inf."""
+def _offspring(
+  problem: Problem, asked: Asked, objectives: ArrayLike
+) -> Population:
+  """Evaluated candidates [P, ...]; all objectives of a failed row are +inf."""
   wanted = len(asked.choices), problem.ideal.shape[0]
   if jnp.shape(objectives) != wanted:
     raise InputError(
@@ -264,11 +200,12 @@ def _offspring(problem: Problem, asked: Asked, objectives: Array) -> Population:
 
 def _rank(
   key: Array, problem: Problem, pool: Population, directions: ArrayLike
-) -> tuple[Array, Array, Array]:
-  """Scaled objectives [n, M], members bool[n] and ranks float32[n] of a pool.
+) -> tuple[Float[Array, 'n M'], Bool[Array, ' n'], Float[Array, ' n']]:
+  """Scaled objectives, membership and ranks of a pool of n rows.
 
-  A repeated row is no member, for it cannot live on; but it has a rank, from
-  which its species learns that it did badly. Failed rows have +inf.
+  A row that repeats another is no member and cannot survive. It still has a
+  rank, behind all members, as the fitness that its species gets. Failed rows
+  have rank +inf.
   """
   valid = jnp.all(jnp.isfinite(pool.objectives), axis=-1)
   choices = screening.narrow(problem, pool.choices)
@@ -283,16 +220,16 @@ def _rank(
 def _tell(
   species: tuple[Species, ...],
   surrogate: SurrogateBuilder | None,
-  exploration: float,
+  exploration: Any,
   utility: str,
   partitions: int,
   problem: Problem,
   key: Array,
   state: State,
   asked: Asked,
-  objectives: Array,
+  objectives: ArrayLike,
 ) -> tuple[State, Metrics]:
-  """The next state, and metrics; see `Tell`."""
+  """Next state, and metrics; see `functions.Tell`."""
   _, rank_key, tell_key, seen_key = _keys(key, state)
   count = len(species)
   places = state.population.species.shape[0]
@@ -307,7 +244,8 @@ def _tell(
     lambda a, b: jnp.concatenate([a, b]), state.population, offspring
   )
   scaled, member, rank = _rank(rank_key, problem, pool, directions)
-  front = pareto.nondominated_rank(scaled, member)  # unused by R2, so dropped
+  # R2 does not use the front; XLA then removes its computation.
+  front = pareto.nondominated_rank(scaled, member)
   worth = allocation.utility(
     utility, scaled, pool.species, count, directions, member, front
   )
@@ -333,7 +271,7 @@ def _tell(
     failures=_add(state.failures, jnp.sum(failed, dtype=jnp.int32)),
     surrogate=belief,
   )
-  # One trace for a whole run: no leaf may change its type or be weakly typed.
+  # The state keeps the types of its leaves, so that it is traced only once.
   new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
   return new, _metrics(new, problem, worth, directions)
 
@@ -341,7 +279,7 @@ def _tell(
 def _metrics(
   state: State, problem: Problem, utility: Array, directions: ArrayLike
 ) -> Metrics:
-  """What a run logs of a generation; arrays over species are [S]."""
+  """Metrics of a generation; arrays over species are [S]."""
   count = len(state.species)
   ones = jnp.ones_like(state.population.species)
   front = progress.front_metrics(problem, state.archive, count, directions)

@@ -2,29 +2,30 @@
 
 Letters used in shapes throughout the package:
 
-  P  population size, which is also the evaluations of one generation
+  P  population size, which is also the number of evaluations per generation
   N  nodes of the graph, one decision each (for quantization: quantizers)
   K  choices at a node (bit-widths)
   Q  proposals of a species in a generation, at least P
   R  proposals of all species together
-  H  evaluations that are remembered
+  H  evaluations that a surrogate keeps
   M  objectives, all minimised
   S  species
   A  capacity of the archive
   F  features of a node
   C  costs of a prior, known before anything is evaluated
-  E  pairs of nodes that cost something together
+  E  pairs of nodes with a joint cost
 
 Masks are True where valid. An objective of +inf means "not evaluated" or
-"failed"; a row with one that is not finite never counts as a solution.
+"failed"; a row with an objective that is not finite is never a solution.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.pareto.archive import Population
@@ -45,18 +46,18 @@ __all__ = [
 
 
 class Prior(NamedTuple):
-  """What is known of a problem before anything is evaluated: sums over nodes.
+  """Additive model of a problem, known before anything is evaluated.
 
-  `loss` estimates what a choice adds to the first objective, in a unit of its
-  own. Costs are exact up to a constant, and are what Lagrange multipliers are
-  put on: the other objectives, or what these are made of. A cost that is a
-  product of two nodes is a sum over pairs.
+  `loss` estimates what a choice adds to the first objective, in an arbitrary
+  unit. The costs are the other objectives, or the terms these are computed
+  from; they are exact up to a constant. Lagrange multipliers weight them. A
+  cost that is a product of two nodes' choices is a sum over `pairs`.
   """
 
-  loss: ArrayLike  # [N, K] float32
-  costs: ArrayLike  # [N, K, C] float32
-  pairs: ArrayLike  # [E, 2] int32, nodes
-  pair_costs: ArrayLike  # [E, K, K, C] float32, by the choices of both
+  loss: Float[ArrayLike, 'N K']
+  costs: Float[ArrayLike, 'N K C']
+  pairs: Int[ArrayLike, 'E 2']  # of nodes
+  pair_costs: Float[ArrayLike, 'E K K C']  # by the choices of both nodes
 
 
 # A jraph.GraphsTuple whose nodes are an array [N, F]; jraph's own annotations
@@ -64,40 +65,52 @@ class Prior(NamedTuple):
 Graph = Any
 
 
+@runtime_checkable
 class Evaluate(Protocol):
-  """The objectives of one configuration; pure and traceable."""
+  """Function from a configuration to its objectives; pure and traceable."""
 
-  def __call__(self, data: PyTree, choices: Array) -> Array:
-    """Returns float32[M], of `choices` int32[N], with the problem's `data`."""
+  def __call__(
+    self, data: PyTree, choices: Int[Array, ' N']
+  ) -> Float[Array, ' M']:
+    """Returns the objectives of `choices`, float32.
+
+    Args:
+      data: the problem's `data`.
+      choices: the index of the choice at every node.
+    """
 
 
+@runtime_checkable
 class KnownObjectives(Protocol):
-  """All objectives but the first, where they need no evaluation."""
+  """Function from a configuration to all objectives but the first.
 
-  def __call__(self, choices: Array) -> Array:
-    """Returns float32[M - 1], of `choices` int32[N]."""
+  It needs no evaluation, such as a run of a network on images.
+  """
+
+  def __call__(self, choices: Int[Array, ' N']) -> Float[Array, ' M-1']:
+    """Returns the objectives of `choices` from the second on, float32."""
 
 
 @flax.struct.dataclass
 class Problem:
-  """A graph with a choice at every node, and objectives of every assignment.
+  """Graph with a choice at every node, and objectives of every configuration.
 
-  Everything that `evaluate` reads is in `data`, so that a problem is an
-  ordinary argument of a jitted function and no array is baked into a program.
+  All arrays that `evaluate` reads are in `data`. A problem can then be an
+  argument of a jitted function, and no array is compiled into a program.
 
   Attributes:
     graph: nodes [N, F], in the order of the choices.
-    data: what `evaluate` reads.
+    data: arrays that `evaluate` reads.
     allowed: bool[N, K], the choices that the target can run.
     ideal: float32[M], the utopian point.
-    reference: float32[M]; objectives no better than it are worth nothing.
+    reference: float32[M], the reference point of the hypervolume.
     evaluate: see `Evaluate`.
     objective_names: M names.
     mesh: devices that evaluate together, see `devices.make_mesh`; `evaluate`
       then runs on each within `jax.shard_map`.
-    data_specs: how `data` is laid over the mesh.
-    prior: what some species start from, if anything is known.
-    known_objectives: see `KnownObjectives`; None where they are not known.
+    data_specs: partition specs of `data` on the mesh.
+    prior: see `Prior`; None if nothing is known.
+    known_objectives: see `KnownObjectives`; None if they are not known.
   """
 
   graph: Graph
@@ -120,69 +133,76 @@ class Problem:
 
 
 class Feedback(NamedTuple):
-  """What one species learns at the end of a generation.
+  """Result of a generation for one species.
 
-  The rows of a species' own genotypes run parallel to the rows of the
-  population. `source` says where the genotype of each surviving row is: in
-  row `source` of its parents if `source < P`, else in row `source - P` of what
-  it returned from the last `ask`. Rows of other species carry the row of an
-  arbitrary genotype, which keeps every array full and every shape fixed.
+  A species keeps one genotype for each row of the population. `source` is the
+  place of the genotype of each surviving row: row `source` of the species'
+  parents if `source < P`, else row `source - P` of its last proposals. In rows
+  of other species `source` is the place of an arbitrary genotype, so that all
+  arrays keep their shape.
   """
 
-  population: Population  # the survivors of all species
-  rank: Array  # [P] float32, place in the ranking, 0 the best; +inf if empty
-  own: Array  # [P] bool, the survivors that belong to this species
-  source: Array  # [P] int32, where their genotypes are
-  fitness: Array  # [Q] float32, rank of each asked row; +inf if not evaluated
-  learned: PyTree  # what the surrogate returned from `update`, or None
+  population: Population  # [P, ...], the survivors of all species
+  rank: Float[Array, ' P']  # in NSGA-III's order, 0 the best; +inf if empty
+  own: Bool[Array, ' P']  # the survivors that belong to this species
+  source: Int[Array, ' P']  # int32, the places of their genotypes
+  fitness: Float[Array, ' Q']  # rank of each proposal; +inf if not evaluated
+  learned: PyTree  # what `Surrogate.update` returned for species, or None
 
 
+@runtime_checkable
 class Init(Protocol):
-  """The first state of a species."""
+  """Function that returns the first state of a species."""
 
   def __call__(self, key: Array) -> PyTree:
     """Returns the state, of the same shapes for every key."""
 
 
+@runtime_checkable
 class Ask(Protocol):
-  """Proposals of a species."""
+  """Function that returns the proposals of a species."""
 
-  def __call__(self, key: Array, state: PyTree) -> tuple[Array, PyTree]:
-    """Returns int32[Q, N] choices and the state.
+  def __call__(
+    self, key: Array, state: PyTree
+  ) -> tuple[Int[Array, 'Q N'], PyTree]:
+    """Returns the choices of all proposals, and the next state.
 
-    A choice that a node does not allow is replaced by the nearest allowed one.
+    The search replaces a choice that a node does not allow by the nearest
+    allowed one.
     """
 
 
+@runtime_checkable
 class Tell(Protocol):
-  """The state of a species after a generation."""
+  """Function that returns the state of a species after a generation."""
 
   def __call__(self, key: Array, state: PyTree, feedback: Feedback) -> PyTree:
     """Returns the state, of the same shapes and types as before."""
 
 
 class Species(NamedTuple):
-  """A way to propose configurations: three pure functions and their state.
+  """A search method: pure functions that propose configurations, and a state.
 
-  The shape of the protocol is that of `optax.GradientTransformation`. How a
-  configuration is represented (a vector, the weights of a network, a table of
-  probabilities) is known to the species alone.
+  Like `optax.GradientTransformation`, a species is a tuple of functions, and
+  the state is passed in and returned. Only the species knows its genotype: a
+  vector, the weights of a network, a table of probabilities.
   """
 
   init: Init
   ask: Ask
   tell: Tell
-  # As `ask`, with more rows for a surrogate to choose from; `ask` if None.
+  # As `ask`, but with more proposals for a surrogate to choose from. If None,
+  # `ask` is used.
   ask_more: Ask | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeciesBuilder:
-  """Makes a species for a problem; every species file has one, `BUILDER`.
+  """Function from a problem to a species; `BUILDER` in every species file.
 
   Attributes:
     make: (problem, population_size, **options) -> Species.
-    needs_prior: whether the problem has to have a `prior` with costs.
+    needs_prior: whether the problem must have a `prior` with costs.
     options: keyword arguments of `make`.
   """
 
@@ -191,58 +211,60 @@ class SpeciesBuilder:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(self, problem: Problem, population_size: int) -> Species:
-    """Returns the species, for this problem and population size alone."""
+    """Returns the species for this problem and population size."""
     return self.make(problem, population_size, **self.options)
 
   def with_options(self, **options: Any) -> 'SpeciesBuilder':
-    """The builder with further keyword arguments of `make`."""
+    """Builder with further keyword arguments of `make`."""
     return dataclasses.replace(self, options={**self.options, **options})
 
 
 class Surrogate(NamedTuple):
-  """A model of the objectives that learns from evaluations.
+  """Model of the objectives, fitted to the evaluations so far.
 
-  It decides which of the proposals are evaluated; without `select` the search
-  takes the first new ones of every species.
+  `select` decides which proposals are evaluated. Without it, these are the
+  first new proposals of every species.
   """
 
   init: Callable[[], PyTree]  # () -> state
-  # (key, state, evaluated [P, ...]) -> state, and what species are told; see
+  # (key, state, evaluated [P, ...]) -> state, and what all species get as
   # `Feedback.learned`
   update: Callable[[Array, PyTree, Population], tuple[PyTree, PyTree]]
   select: 'Select | None' = None
 
 
+@runtime_checkable
 class Select(Protocol):
-  """Which proposals are worth an evaluation."""
+  """Function that selects the proposals to evaluate."""
 
   def __call__(
     self,
     key: Array,
     state: PyTree,
     archive: Population,
-    proposals: Array,
-    proposer: Array,
-    places: Array,
+    proposals: Int[Array, 'R N'],
+    proposer: Int[Array, ' R'],
+    places: Int[Array, ' S'],
     count: int,
-  ) -> Array:
-    """Returns the round in which each proposal is picked, +inf where it is not.
+  ) -> Float[Array, ' R']:
+    """Returns the round in which each proposal is picked; +inf if it is not.
 
-    float32[R], whole numbers from 0, below `screening.ROUNDS`.
+    Rounds are whole numbers from 0, below `screening.ROUNDS`.
 
     Args:
       key: random key.
       state: of the surrogate.
-      archive: the non-dominated points so far.
-      proposals: int32[R, N].
-      proposer: int32[R], the species of each; -1 where it must not be picked.
-      places: int32[S], how many proposals of each species may be picked.
-      count: how many are picked in all, at most.
+      archive: the non-dominated solutions so far.
+      proposals: choices of each proposal.
+      proposer: species of each proposal; -1 if it must not be picked.
+      places: how many proposals of each species may be picked.
+      count: how many proposals may be picked in all.
     """
 
 
+@runtime_checkable
 class SurrogateBuilder(Protocol):
-  """Makes a surrogate for a problem."""
+  """Function from a problem to its surrogate."""
 
   def __call__(self, problem: Problem) -> Surrogate | None:
-    """Returns the surrogate; None where the problem gives it nothing to use."""
+    """Returns the surrogate; None if the problem lacks what it needs."""

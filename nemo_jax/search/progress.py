@@ -1,36 +1,55 @@
-"""Metrics of a search: scaled objectives, hypervolume, size of the front."""
+"""Metrics of a search: scaled objectives and indicators of the front."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from nemo_jax import pareto
 from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.search.problem import Population, Problem
 
 
-def scale(problem: Problem, objectives: Array) -> Array:
-  """[..., M]: objectives with the ideal point at 0 and the reference at 1."""
+def scale(
+  problem: Problem, objectives: Float[ArrayLike, '... M']
+) -> Float[Array, '... M']:
+  """Objectives with the ideal point at 0 and the reference point at 1."""
   return (objectives - problem.ideal) / (problem.reference - problem.ideal)
 
 
 def hypervolume(
-  problem: Problem, objectives: Array, mask: Array | None = None
-) -> Array:
-  """float[]: volume between rows [n, M] and the reference, of at most 1."""
+  problem: Problem,
+  objectives: Float[ArrayLike, 'n M'],
+  mask: Bool[ArrayLike, ' n'] | None = None,
+) -> Float[Array, '']:
+  """Hypervolume of the rows up to the reference; the ideal point alone has 1.
+
+  Args:
+    problem: for two or three objectives.
+    objectives: of each row.
+    mask: valid rows; all if absent.
+  """
   scaled = scale(problem, objectives)
   return pareto.hypervolume(scaled, jnp.ones(scaled.shape[1]), mask)
 
 
 def front_metrics(
-  problem: Problem, archive: Population, species: int, directions: ArrayLike
+  problem: Problem,
+  archive: Population,
+  species: int,
+  directions: Float[ArrayLike, 'D M'],
 ) -> dict[str, Array]:
-  """Metrics of an archive: its indicators, size, best, and whose points it has.
+  """Metrics of an archive: indicators, size, best values and shares of species.
 
   Args:
-    problem: what is searched.
+    problem: the problem that is searched.
     archive: [A, ...].
     species: S.
-    directions: float32[D, M], of R2.
+    directions: weight vectors of R2.
+
+  Returns:
+    `r2`; `front_size`; `best` [M], the least of each objective; `front_share`
+    [S], the share of each species in the front; and, for two or three
+    objectives, `hypervolume`.
   """
   filled = jnp.all(jnp.isfinite(archive.objectives), axis=-1)
   scaled = scale(problem, archive.objectives)

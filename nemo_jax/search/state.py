@@ -1,6 +1,8 @@
-"""What a search carries from one generation to the next, and what it logs."""
+"""State of a search between generations, and its metrics."""
 
 from typing import NamedTuple
+
+from jaxtyping import Int
 
 from nemo_jax.core.types import Array, PyTree
 from nemo_jax.search.problem import Population
@@ -9,13 +11,14 @@ Metrics = dict[str, Array]
 
 
 class State(NamedTuple):
-  """Everything a search carries from one generation to the next."""
+  """State of a search between two generations."""
 
-  generation: Array  # int32[]
+  generation: Int[Array, '']  # int32, number of generations so far
   population: Population  # [P, ...], rows of a species together
-  # [A, ...], every non-dominated point seen; see `pareto.archive_insert`.
+  # [A, ...], the non-dominated solutions so far; see `pareto.archive_insert`.
   archive: Population
-  species: tuple[PyTree, ...]  # the private state of each
-  evaluations: Array  # int32[S], done for each species; see `_add`
-  failures: Array  # int32[], evaluations with an objective that is not finite
-  surrogate: PyTree  # its state; () without one
+  species: tuple[PyTree, ...]  # the state of each species
+  # int32, of each species so far; at most the largest int32, as the next.
+  evaluations: Int[Array, ' S']
+  failures: Int[Array, '']  # int32, evaluations that were not finite
+  surrogate: PyTree  # the state of the surrogate; () without one

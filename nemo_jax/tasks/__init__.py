@@ -1,1 +1,1 @@
-"""What becomes a search problem: one file a task."""
+"""Tasks as search problems; so far mixed-precision quantization."""

@@ -1,24 +1,31 @@
-"""Budgets of size and bit-operations, and the configurations within them."""
+"""Budgets of model size and BitOps, and the configurations within them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int
 
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import ArrayLike, InputError
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.numerics.widths import DEFAULT, FLOAT_BITS
 from nemo_jax.quantization.structure import Structure
 from nemo_jax.search import knapsack
 
-# What a budget limits, in this order.
+# The costs that a budget limits, in this order.
 COSTS = ('size', 'bit_operations')
 
 
-def ratios(table: costs.Costs, bits: np.ndarray) -> tuple[float, float]:
-  """Size and bit-operations of bits [N], without the constant part.
+def ratios(
+  table: costs.Costs, bits: Int[ArrayLike, ' N']
+) -> tuple[float, float]:
+  """Model size and BitOps of a configuration, as ratios to the float network.
 
-  Both are shares of the float network's.
+  The size leaves out what no bit-width changes (`Costs.overhead_bits`).
+
+  Args:
+    table: costs of the network.
+    bits: bit-width of each quantizer.
   """
   size = costs.model_size(table, bits) - table.overhead_bits
   return (
@@ -30,14 +37,16 @@ def ratios(table: costs.Costs, bits: np.ndarray) -> tuple[float, float]:
 def parse(
   word: str, table: costs.Costs, bit_widths: Sequence[int] = DEFAULT
 ) -> tuple[float, float]:
-  """Budgets of size and bit-operations, as `ratios` gives them.
+  """Budgets of model size and BitOps, in the units of `ratios`.
+
+  A cost that the word does not limit has the budget inf.
 
   Args:
     word: such as `1.5MB`, `5G` or `1.5MB+5G`; MB are millions of bytes of the
-      whole model, G are 10^9 bit-operations of one input. Or a number of bits,
-      which stands for what these take everywhere.
+      whole model, G are 10^9 BitOps of one input. Or a bit-width, which stands
+      for the costs of this bit-width at every quantizer.
     table: costs of the network.
-    bit_widths: numbers of bits that are known.
+    bit_widths: the bit-widths that the word may be.
 
   Raises:
     InputError: the word is no budget.
@@ -59,22 +68,22 @@ def parse(
 
 
 def check(
-  budgets: dict[str, tuple[float, float]],
+  budgets: Mapping[str, Sequence[float]],
   structure: Structure,
   activation_bits: int | None = None,
   lowest: int = DEFAULT[0],
 ) -> None:
-  """Raises `InputError` for a budget that no configuration is within.
+  """Raises `InputError` for a budget below the costs of all configurations.
 
   Args:
-    budgets: by the word that they were parsed from.
+    budgets: from `parse`, by the word that each was parsed from.
     structure: of the network.
-    activation_bits: of every activation, if they are fixed.
-    lowest: the fewest bits there are.
+    activation_bits: bit-width of every activation; None if they are chosen.
+    lowest: the smallest bit-width.
   """
   active = activation_bits or lowest
   bits = [lowest if q.is_weight else active for q in structure.quantizers]
-  # Both costs are least where all bits are.
+  # Both costs grow with every bit-width.
   least = ratios(structure.costs, np.asarray(bits))
   for word, budget in budgets.items():
     if any(b < x * (1 - 1e-9) for b, x in zip(budget, least, strict=True)):
@@ -89,8 +98,14 @@ def allowed(
   is_weight: Sequence[bool],
   bit_widths: Sequence[int],
   activation_bits: int | None = None,
-) -> np.ndarray:
-  """bool[N, K]: all widths, or the given one alone at every activation."""
+) -> Bool[np.ndarray, 'N K']:
+  """The bit-widths that each quantizer may have.
+
+  Args:
+    is_weight: N flags; the other quantizers are of activations.
+    bit_widths: K of them.
+    activation_bits: the only bit-width of every activation; None allows all.
+  """
   everything = np.ones((len(is_weight), len(bit_widths)), bool)
   if activation_bits is None:
     return everything
@@ -100,18 +115,18 @@ def allowed(
 
 def best_within(
   groups: Sequence[knapsack.Group],
-  rows: np.ndarray,
+  rows: Int[np.ndarray, 'P N'],
   budget: Sequence[float],
-) -> np.ndarray:
-  """int32[N]: the row of a greedy front that loses least within a budget.
+) -> Int[np.ndarray, ' N']:
+  """The configuration of a greedy front with the least loss within a budget.
 
   Args:
     groups: from `knapsack.groups`.
-    rows: [P, N], from `knapsack.front`.
+    rows: configurations, from `knapsack.front`.
     budget: from `parse`.
 
   Raises:
-    InputError: none is within.
+    InputError: no configuration is within the budget.
   """
   values = knapsack.totals(groups, rows)
   within = (values[:, 1:] <= np.asarray(budget) * (1 + 1e-9)).all(axis=1)

@@ -1,8 +1,10 @@
-"""The prior of mixed precision: sensitivities, and costs as sums over nodes."""
+"""Prior of mixed precision: sensitivities, and costs as sums over nodes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from nemo_jax.core.types import ArrayLike, InputError
 from nemo_jax.quantization.costs import Costs
@@ -10,8 +12,10 @@ from nemo_jax.quantization.numerics.widths import FLOAT_BITS
 from nemo_jax.search.problem import Prior
 
 
-def _merged(pairs: np.ndarray, costs: np.ndarray):
-  """The same with each pair once: costs [E, K, K, C] are added up."""
+def _merged(
+  pairs: Int[np.ndarray, 'E 2'], costs: Float[np.ndarray, 'E K K C']
+) -> tuple[Int[np.ndarray, 'U 2'], Float[np.ndarray, 'U K K C']]:
+  """Each pair once, as (lower, higher), with the sum of its costs."""
   turned = pairs[:, 0] > pairs[:, 1]
   costs = np.where(turned[:, None, None, None], np.swapaxes(costs, 1, 2), costs)
   once, place = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
@@ -22,17 +26,19 @@ def _merged(pairs: np.ndarray, costs: np.ndarray):
 
 def make_prior(
   costs: Costs,
-  sensitivities: ArrayLike,
+  sensitivities: ArrayLike | Sequence[Any],
   widths: Sequence[int],
   names: Sequence[str],
 ) -> Prior:
-  """The prior of configurations, in float64.
+  """Prior of configurations: float64 loss and costs, int32 pairs.
+
+  Costs are ratios to the float network, without a constant part.
 
   Args:
-    costs: from `count`.
-    sensitivities: [N, K], what a quantizer adds to the loss at each width.
+    costs: from `costs.count`.
+    sensitivities: [N, K], the loss that each bit-width of a quantizer adds.
     widths: K bit-widths.
-    names: C of NAMES.
+    names: C of `costs.NAMES`.
 
   Raises:
     InputError: sensitivities have another shape, or are not finite.
@@ -57,7 +63,7 @@ def make_prior(
   for i, name in enumerate(names):
     node_costs[..., i] = stored if name == 'size' else 0
     pair_costs[..., i] = work[:, None, None] * joint[name]
-    # What multiplies itself is no pair.
+    # An operand that is multiplied by itself is a node, not a pair.
     own = work[same, None] * np.diagonal(joint[name])
     np.add.at(node_costs[..., i], costs.operands[same, 0], own)
   pairs, joint_costs = _merged(costs.operands[~same], pair_costs[~same])

@@ -1,4 +1,4 @@
-"""Mixed-precision quantization as a search problem."""
+"""Mixed-precision quantization of a network as a search problem."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core import batches, devices, memory
 from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
@@ -32,14 +33,14 @@ class Data(NamedTuple):
 
   variables: PyTree
   bank: Bank
-  inputs: PyTree  # [B, ...] each
-  labels: ArrayLike  # [B] int32
-  logits: ArrayLike  # [B, C] float32, of the float network
-  bit_widths: ArrayLike  # [K] int32
+  inputs: PyTree  # arrays [B, ...]
+  labels: Int[ArrayLike, ' B']  # int32
+  logits: Float[ArrayLike, 'B C']  # float32, of the float network
+  bit_widths: Int[ArrayLike, ' K']  # int32
 
 
 _BY_IMAGE = PartitionSpec(devices.IMAGE)
-# How the data are laid over a mesh, in the shape of the data.
+# How each field of `Data` is divided over a mesh.
 _SPECS: dict[str, Any] = dict.fromkeys(Data._fields, PartitionSpec())
 _SPECS |= dict.fromkeys(('inputs', 'labels', 'logits'), _BY_IMAGE)
 DATA_SPECS = Data(**_SPECS)
@@ -49,38 +50,41 @@ def make_problem(
   quantized: Quantized,
   variables: PyTree,
   inputs: PyTree,
-  labels: ArrayLike,
+  labels: ArrayLike | Sequence[Any],
   *,
   objectives: Sequence[str] = objectives_lib.DEFAULT,
   bit_widths: Sequence[int] = widths_lib.DEFAULT,
-  allowed: ArrayLike | None = None,
+  allowed: ArrayLike | Sequence[Any] | None = None,
   data_flow: bool = False,
   images_at_once: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
-  sensitivities: ArrayLike | None = None,
+  sensitivities: ArrayLike | Sequence[Any] | None = None,
 ) -> Problem:
-  """The search for the bit-widths of a network's quantizers.
+  """Search problem over the bit-widths of a network's N quantizers.
+
+  A warning tells of a float network that is little better than guessing.
 
   Args:
     quantized: from `quantize`.
     variables: of the network.
-    inputs: a pytree of arrays [B, ...], what candidates are scored on.
-    labels: [B] int32.
-    objectives: of `objectives.NAMES`, in the order that they come back.
-    bit_widths: what there is to choose from, ascending.
-    allowed: bool[N, K], what the target can run; everything if absent.
-    data_flow: searchers see the graph of the data flow, not the chain.
-    images_at_once: how many a candidate is shown at once; what the memory of
-      the device holds if absent.
+    inputs: a pytree of arrays [B, ...], on which candidates are scored.
+    labels: [B] integers, classes from 0.
+    objectives: M of `objectives.NAMES`, in the order of the results.
+    bit_widths: K bit-widths to choose from, ascending.
+    allowed: bool[N, K], the choices that the target can run; all if None.
+    data_flow: the graph of the problem is the data flow between quantizers,
+      rather than a chain in their order.
+    images_at_once: how many images a candidate is run on at once; as many as
+      fit the memory of the device if None.
     mesh: devices that share the work, from `devices.make_mesh`.
-    sensitivities: [N, K], what each width adds to the loss, from one of
-      `sensitivity.METHODS`; searchers start from them and see them at the nodes
-      of the graph.
+    sensitivities: [N, K], the loss that each bit-width of a quantizer adds,
+      from one of `sensitivity.METHODS`. They make the prior, and are features
+      of the graph's nodes.
 
   Raises:
-    InputError: an objective is unknown or repeated, the bit-widths are not
-      ascending whole numbers from 2 to 16, the sensitivities do not fit, or the
-      network returns no logits [B, C] or such as are not finite.
+    InputError: an objective is unknown or repeated; the bit-widths are not
+      ascending whole numbers from 2 to 16; labels, `allowed` or sensitivities
+      do not fit; or the network returns no finite logits [B, C].
   """
   objectives = objectives_lib.check(objectives)
   widths = widths_lib.check_choices(bit_widths)
@@ -91,12 +95,10 @@ def make_problem(
   chunk = images_at_once or memory.images_at_once(structure.bytes_per_image)
   logits = scoring.float_logits(quantized, variables, inputs, chunk)
   scoring.check_finite(quantized, variables, inputs, logits)
-  scoring.check_skill(logits, labels)
+  scoring.check_skill(logits, labels, stacklevel=2)
   if 'top5_error' in objectives and classes <= 5:
     raise InputError(f'top5_error needs over 5 classes; there are {classes}')
-  shape = (len(structure.quantizers), len(widths))
-  possible = np.ones(shape, bool) if allowed is None else np.asarray(allowed)
-  _check_allowed(possible, shape)
+  possible = _possible(allowed, (len(structure.quantizers), len(widths)))
   bounds = [
     objectives_lib.bounds(name, structure, classes, widths[-1])
     for name in objectives
@@ -118,7 +120,7 @@ def make_problem(
   return Problem(
     graph=jax.tree.map(np.asarray, graph),
     data=_place(data, mesh),
-    allowed=np.asarray(possible, bool),
+    allowed=possible,
     ideal=ideal,
     reference=reference,
     evaluate=_evaluation(quantized, objectives, widths, chunk, mesh, count),
@@ -130,8 +132,17 @@ def make_problem(
   )
 
 
-def _check_allowed(allowed: np.ndarray, shape: tuple[int, int]) -> None:
-  """Raises `InputError` unless every node of `shape` [N, K] has a choice."""
+def _possible(
+  allowed: ArrayLike | Sequence[Any] | None, shape: tuple[int, int]
+) -> Bool[np.ndarray, 'N K']:
+  """The choices that `allowed` names, of `shape` [N, K]; all if it is None.
+
+  Raises:
+    InputError: it has another shape, or a quantizer has no choice.
+  """
+  if allowed is None:
+    return np.ones(shape, bool)
+  allowed = np.asarray(allowed)
   if jnp.shape(allowed) != shape:
     raise InputError(
       f'allowed has shape {jnp.shape(allowed)}; quantizers and bit-widths '
@@ -140,13 +151,14 @@ def _check_allowed(allowed: np.ndarray, shape: tuple[int, int]) -> None:
   if not np.all(np.any(allowed, axis=1)):
     barred = np.flatnonzero(~np.any(allowed, axis=1))[0]
     raise InputError(f'allowed leaves quantizer {barred} no bit-width')
+  return np.asarray(allowed, bool)
 
 
 def _place(data: Data, mesh: jax.sharding.Mesh | None) -> Data:
-  """The data on the devices; each takes as many images."""
+  """The data on the devices of a mesh, with as many images on each."""
   if mesh is not None:
     count, shares = len(data.labels), mesh.shape[devices.IMAGE]
-    # Copies that fill up are not counted.
+    # Copies of the last image make the count even; means leave them out.
     rows = np.minimum(np.arange(-(-count // shares) * shares), count - 1)
     data = data._replace(
       inputs=batches.take(batches.on_host(data.inputs), rows),
@@ -165,20 +177,21 @@ def _evaluation(
   mesh: jax.sharding.Mesh | None,
   count: int,
 ) -> Evaluate:
-  """The evaluation of a configuration, on `count` images, `chunk` at once."""
+  """`Problem.evaluate`: objectives on `count` images, `chunk` at once."""
 
-  def evaluate(data: Data, choices: Array) -> Array:
+  def evaluate(data: Data, choices: Int[Array, ' N']) -> Float[Array, ' M']:
     bits = data.bit_widths[choices]
     encoded = quantized.encode(data.variables, bits, data.bank, widths[-1])
     run = lambda part: quantized.run(data.variables, part, encoded)
     logits = memory.in_chunks(run, data.inputs, chunk)
 
-    def performance(name):
+    def performance(name: str) -> Float[Array, '']:
       values = objectives_lib.performance(
         name, logits, data.labels, data.logits
       )
-      # Whole before the mean, whose last digits else hang on how they were
-      # divided, or what XLA adds up on the way.
+      # All values are gathered before the mean, and the barrier keeps XLA from
+      # fusing it: the order of the sum, and with it the last digits, must not
+      # depend on the number of devices.
       if mesh is not None:
         values = jax.lax.all_gather(values, devices.IMAGE, tiled=True)[:count]
       return jnp.mean(jax.lax.optimization_barrier(values))
@@ -198,14 +211,14 @@ def _evaluation(
 def _known(
   quantized: Quantized, objectives: Sequence[str], widths: Sequence[int]
 ) -> KnownObjectives | None:
-  """All objectives but the first, if these are costs, and it is none."""
+  """`Problem.known_objectives`; None unless the first alone is no cost."""
   performance, *costs = objectives
   if performance not in objectives_lib.PERFORMANCE:
     return None
   if not set(costs) <= set(objectives_lib.COSTS):
     return None
 
-  def known_objectives(choices: Array) -> Array:
+  def known_objectives(choices: Int[Array, ' N']) -> Float[Array, ' m']:
     bits = jnp.asarray(widths)[choices]
     return jnp.stack(
       [objectives_lib.cost(name, quantized.costs, bits) for name in costs]
@@ -216,11 +229,11 @@ def _known(
 
 def _prior(
   quantized: Quantized,
-  sensitivities: ArrayLike,
+  sensitivities: ArrayLike | Sequence[Any],
   widths: Sequence[int],
   objectives: Sequence[str],
 ) -> Prior:
-  """The prior in 32 bits, with the costs among the objectives."""
+  """Prior with the costs among the objectives, its numbers in 32 bits."""
   priced = [name for name in objectives if name in objectives_lib.COSTS]
   prior = make_prior(quantized.costs, sensitivities, widths, priced)
   narrow = lambda x: x.astype(np.int32 if x.dtype.kind == 'i' else np.float32)
@@ -228,12 +241,12 @@ def _prior(
 
 
 def with_sensitivities(
-  graph: jraph.GraphsTuple, loss: np.ndarray
+  graph: jraph.GraphsTuple, loss: Float[np.ndarray, 'N K']
 ) -> jraph.GraphsTuple:
-  """The graph with the logarithms of loss [N, K] as features of its nodes.
+  """The graph with the logarithms of the losses as K more node features.
 
-  Their mean and deviation over all nodes are taken out, so that a network of
-  any scale looks alike.
+  The logarithms are standardized over all nodes and bit-widths, so that they
+  do not depend on the scale of the network's loss.
   """
   table = np.log(np.maximum(loss, 1e-9 * max(loss.max(), 1e-30)))
   table = (table - table.mean()) / max(table.std(), 1e-9)
@@ -242,7 +255,7 @@ def with_sensitivities(
 
 
 def blind(problem: Problem) -> Problem:
-  """The problem as it is without sensitivities."""
+  """The problem without sensitivities: without prior and their features."""
   if problem.prior is None:
     return problem
   nodes = np.asarray(problem.graph.nodes)
@@ -252,18 +265,18 @@ def blind(problem: Problem) -> Problem:
 
 
 def float_objectives(problem: Problem, images: int) -> list[float]:
-  """The objectives of the float network, whose costs are 1.
+  """M objectives of the float network, whose costs are 1.
 
   Args:
     problem: from `make_problem`.
-    images: how many it was given.
+    images: how many images it was made with.
   """
 
-  def performance(data, name):
+  def performance(data: Data, name: str) -> Float[Array, '']:
     values = objectives_lib.performance(
       name, data.logits, data.labels, data.logits
     )
-    # Copies that fill up a mesh come last.
+    # Copies that make the count even on a mesh come last.
     return jnp.mean(values[:images])
 
   score = devices.jit(performance, problem.mesh, static_argnums=1)
@@ -273,7 +286,7 @@ def float_objectives(problem: Problem, images: int) -> list[float]:
   ]
 
 
-def uniform(problem: Problem) -> Array:
-  """int32[K, N]: the configurations with the same choice at every node."""
+def uniform(problem: Problem) -> Int[Array, 'K N']:
+  """The K configurations with the same choice at every node, int32."""
   nodes, choices = problem.allowed.shape
   return jnp.tile(jnp.arange(choices, dtype=jnp.int32)[:, None], (1, nodes))

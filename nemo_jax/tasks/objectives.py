@@ -1,10 +1,11 @@
-"""Objectives of mixed precision: performance on images, and known costs."""
+"""Objectives of mixed precision: performance on images, and exact costs."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.quantization import costs
@@ -17,10 +18,10 @@ DEFAULT = ('top1_error', 'size', 'bit_operations')
 
 
 def check(objectives: Sequence[str]) -> tuple[str, ...]:
-  """The names of the objectives.
+  """The names of the objectives as a tuple, checked.
 
   Raises:
-    InputError: there are fewer than two, or one is unknown or there twice.
+    InputError: there are fewer than two, or one is unknown or repeated.
   """
   for name in objectives:
     if name not in NAMES:
@@ -34,50 +35,66 @@ def check(objectives: Sequence[str]) -> tuple[str, ...]:
   return tuple(objectives)
 
 
-def in_top_k(logits: Array, labels: ArrayLike, k: int) -> Array:
-  """bool[B]: whether the label is among the k best.
+def in_top_k(
+  logits: Float[Array, 'B C'], labels: Int[ArrayLike, ' B'], k: int
+) -> Bool[Array, ' B']:
+  """Whether the label of each image is among its k largest logits.
 
-  A label ties with another class to its own disadvantage, and logits that are
-  not finite are wrong, so that a network that says nothing scores nothing.
+  A label whose logit equals that of another class ranks behind it, and an image
+  with a logit that is not finite counts as wrong: a network with constant or
+  broken logits has accuracy 0.
 
   Args:
-    logits: [B, C].
-    labels: int32[B].
-    k: of how many.
+    logits: of C classes.
+    labels: classes from 0.
+    k: number of logits that count as right.
   """
   own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   ahead = jnp.sum(logits >= own, axis=-1) - 1
-  # A label that is no class reads as NaN.
+  # `take_along_axis` gives NaN for a label that is no class.
   known = jnp.isfinite(own[:, 0]) & jnp.all(jnp.isfinite(logits), axis=-1)
   return (ahead < k) & known
 
 
 def performance(
-  name: str, logits: Array, labels: ArrayLike, float_logits: ArrayLike
-) -> Array:
-  """float32[B]: an objective for every image, lower is better.
+  name: str,
+  logits: Float[ArrayLike, 'B C'],
+  labels: Int[ArrayLike, ' B'],
+  float_logits: Float[ArrayLike, 'B C'],
+) -> Float[Array, ' B']:
+  """A performance objective of every image, lower is better.
+
+  Errors are 0 or 1; cross-entropy and divergence are in nats. The divergence is
+  that of Kullback and Leibler, of the quantized network from the float one.
 
   Args:
     name: one of PERFORMANCE.
-    logits: [B, C], of the quantized network.
-    labels: int32[B].
-    float_logits: [B, C], of the float network.
+    logits: of the quantized network.
+    labels: classes from 0.
+    float_logits: of the float network.
   """
-  logits = logits.astype(jnp.float32)
+  logits = jnp.asarray(logits, jnp.float32)
   if name in ('top1_error', 'top5_error'):
     k = 1 if name == 'top1_error' else 5
     return 1.0 - in_top_k(logits, labels, k)
   log_probabilities = jax.nn.log_softmax(logits)
   if name == 'cross_entropy':
     return -jnp.take_along_axis(log_probabilities, labels[:, None], -1)[:, 0]
-  # Kullback-Leibler divergence of the quantized network from the float one.
   target = jax.nn.log_softmax(float_logits)
   gap = jnp.exp(target) * (target - log_probabilities)
   return jnp.sum(gap, axis=-1)
 
 
-def cost(name: str, table: costs.Costs, bits: Array) -> Array:
-  """float32[]: one of COSTS, as a ratio to 32-bit floats; bits are int32[N]."""
+def cost(
+  name: str, table: costs.Costs, bits: Int[ArrayLike, ' N']
+) -> Float[Array, '']:
+  """A cost of a configuration, as a ratio to the network in 32-bit floats.
+
+  Args:
+    name: one of COSTS.
+    table: costs of the network.
+    bits: bit-width of each quantizer.
+  """
   if name == 'size':
     return costs.size_ratio(table, bits)
   precision = 'product' if name == 'bit_operations' else 'larger'
@@ -87,10 +104,17 @@ def cost(name: str, table: costs.Costs, bits: Array) -> Array:
 def bounds(
   name: str, structure: Structure, classes: int, widest: int
 ) -> tuple[float, float]:
-  """What an objective can at best be, and where it is worth nothing.
+  """Coordinates of the ideal and of the reference point in one objective.
 
-  Performance is worth nothing where it is that of guessing; a cost, a tenth
-  above that of the widest bits everywhere.
+  The ideal is 0. The reference of a performance objective is its value for
+  guessing, but at least 0.5 for an error; that of a cost is 1.1 times the cost
+  of the widest bit-width at every quantizer.
+
+  Args:
+    name: one of NAMES.
+    structure: of the network.
+    classes: number of classes.
+    widest: the largest bit-width.
   """
   if name in COSTS:
     bits = jnp.full(len(structure.quantizers), widest)

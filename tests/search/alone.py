@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nemo_jax import pareto
@@ -43,7 +44,14 @@ class Searched(NamedTuple):
 
 def compiled(one: Species) -> Species:
   """The same species, of which each function is a program."""
-  return Species(*(function and quickly(function) for function in one))
+
+  def tell(key, state, feedback):
+    told = one.tell(key, state, feedback)
+    # As a search does, so that nothing is traced twice.
+    return jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), told, state)
+
+  functions = one._replace(tell=tell)
+  return Species(*(function and quickly(function) for function in functions))
 
 
 def _noting(problem: Problem) -> Surrogate:

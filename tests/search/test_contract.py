@@ -170,6 +170,14 @@ def test_a_species_that_needs_a_prior_is_refused_without_one():
     nemo.make(PROBLEM.replace(prior=None), [builder], PLACES)
 
 
+def test_a_species_that_learns_from_a_surrogate_is_refused_without_one():
+  team = [species_lib.find('thompson')]
+  search = nemo.make(PROBLEM, team, PLACES, surrogate=None)
+  state = jax.eval_shape(search.init, KEY)
+  with pytest.raises(InputError, match='thompson needs a surrogate'):
+    jax.eval_shape(search.step, KEY, state)
+
+
 @pytest.mark.parametrize('name', ['direct', 'gcn'])
 def test_species_made_for_another_population_are_refused(name):
   small = lambda problem, size: species_lib.find(name)(problem, PLACES)

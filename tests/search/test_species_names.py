@@ -193,8 +193,9 @@ def test_an_algorithm_may_stand_behind_a_path(own):
   [
     ('import no_such_thing', 'cannot be imported: ModuleNotFoundError'),
     ('def make(problem', 'cannot be imported: SyntaxError'),
-    (OWN.replace('BUILDER', 'builder'), 'has no BUILDER'),
     (None, 'cannot be imported: FileNotFoundError'),
+    (OWN.replace('BUILDER', 'builder'), 'has no BUILDER'),
+    (OWN + 'BUILDER = make', 'is a function; give a SpeciesBuilder'),
   ],
 )
 def test_a_file_that_is_no_species_is_refused_in_one_line(

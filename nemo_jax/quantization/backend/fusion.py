@@ -16,7 +16,6 @@ from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.quantization.backend import kernels
 from nemo_jax.quantization.backend import lowering as lowering_lib
 from nemo_jax.quantization.backend.units import (
-  ELEMENTWISE,
   Units,
   is_narrow_product,
   output_shape,
@@ -24,9 +23,7 @@ from nemo_jax.quantization.backend.units import (
 from nemo_jax.quantization.trace import program as program_lib
 from nemo_jax.quantization.trace.equations import Equation, bind
 
-# Primitives that a kernel may compute after a convolution.
-_ELEMENTWISE = ELEMENTWISE
-# Those of them that kernels lack or define differently.
+# Of `units.ELEMENTWISE`, the primitives that kernels lack or define differently.
 _IN_KERNEL = {
   'clamp': lambda low, x, high: kernels.minimum(kernels.maximum(low, x), high),
   'max': kernels.maximum,

@@ -87,8 +87,11 @@ def _deepened(convolution: Convolution) -> Convolution:
   return Convolution(images, kernel, (1, 1), ((0, 0), (0, 0)))
 
 
-def nearest(x: Shaped[ArrayLike, '*s']) -> Shaped[ArrayLike, '*s']:
-  """Nearest integers, ties to even: `jnp.round`, which kernels lack."""
+def nearest(x: Any) -> Any:
+  """Nearest integers, ties to even: `jnp.round`, which kernels lack.
+
+  Operands here and below are arrays or NumPy's numbers, also of bfloat16.
+  """
   whole = x.astype(jnp.float32)
   low = jnp.floor(whole)
   rest = whole - low
@@ -97,12 +100,12 @@ def nearest(x: Shaped[ArrayLike, '*s']) -> Shaped[ArrayLike, '*s']:
   return (low + up.astype(jnp.float32)).astype(x.dtype)
 
 
-def maximum(x: ArrayLike, y: ArrayLike) -> Array:
+def maximum(x: Any, y: Any) -> Array:
   """`jnp.maximum`, which in a kernel would ignore NaN."""
   return jnp.where((x != x) | (y != y), x + y, jnp.maximum(x, y))
 
 
-def minimum(x: ArrayLike, y: ArrayLike) -> Array:
+def minimum(x: Any, y: Any) -> Array:
   """`jnp.minimum`, which in a kernel would ignore NaN."""
   return jnp.where((x != x) | (y != y), x + y, jnp.minimum(x, y))
 

@@ -27,7 +27,6 @@ from nemo_jax.quantization.trace.analysis import Site
 STEPS = ('equalization', 'activations', 'scales', 'rounding', 'bias')
 # Equalization helps where only activations are narrow, and harms elsewhere.
 DEFAULT_STEPS = ('activations', 'scales', 'rounding', 'bias')
-_nearest_plane = rounding.nearest_plane
 
 
 def check_steps(steps: Sequence[str]) -> None:

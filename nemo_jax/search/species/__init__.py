@@ -35,7 +35,8 @@ def find(name: str) -> SpeciesBuilder:
   """The builder of the species of that name.
 
   Raises:
-    InputError: the name, or the algorithm behind its colon, is unknown.
+    InputError: the name, or the algorithm behind its colon, is unknown; or the
+      file is no species.
   """
   name, _, algorithm = name.partition(':')
   if not plugins.is_own(name) and name not in names():
@@ -45,6 +46,11 @@ def find(name: str) -> SpeciesBuilder:
     )
   here = sys.modules[__name__]
   builder = plugins.find(here, 'species', name, ['BUILDER']).BUILDER
+  if not isinstance(builder, SpeciesBuilder):
+    raise InputError(
+      f'BUILDER of species {name!r} is a {type(builder).__name__}; give a '
+      'SpeciesBuilder, such as SpeciesBuilder(make)'
+    )
   if not algorithm:
     return builder
   if not _takes(builder, 'algorithm'):

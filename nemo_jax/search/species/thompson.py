@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, InputError
 from nemo_jax.search import blocks, surrogate
 from nemo_jax.search import prior as prior_lib
 from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
@@ -41,7 +41,8 @@ def make(
     proposals: Q, how many it makes; P if that is more.
 
   Raises:
-    InputError: the problem has no estimate.
+    InputError: the problem has no estimate; or, when it is told, the search no
+      surrogate.
   """
   market = prior_lib.market(problem)
   number, size = blocks.divide(max(population_size, proposals))
@@ -66,6 +67,8 @@ def make(
     return proposed, state
 
   def tell(key, state, feedback):
+    if feedback.learned is None:
+      raise InputError('thompson needs a surrogate, from which it learns')
     drawn = surrogate.draw_factors(key, problem, feedback.learned, draws)
     # Where all evaluations failed nothing is learned.
     known = jnp.any(feedback.learned.known)

@@ -120,3 +120,20 @@ def test_a_bank_is_a_tree_of_its_fields():
   doubled = jax.tree.map(lambda x: 2 * x, one)
   assert doubled == bank.Bank((2.0,), {'a': 4.0}, {}, {})
   assert one.replace(codes={}) == bank.Bank((1.0,))
+
+
+def test_codes_and_shifts_of_another_shape_do_not_fit():
+  own = example()
+  column = lambda x: x[:, None]
+  own = own.replace(
+    ranges=tuple(Range(*map(column, r)) for r in own.ranges),
+    shifts={SITE: column(own.shifts[SITE])},
+  )
+  weights = {SITE: jax.ShapeDtypeStruct((3, 4), np.float32)}
+  bank.check_fits(own, own, [SITE], weights)
+  longer = {SITE: np.repeat(own.codes[SITE], 2, axis=1)}
+  with pytest.raises(InputError, match='its codes of .* have shape'):
+    bank.check_fits(own.replace(codes=longer), own, [SITE], weights)
+  wider = {SITE: np.repeat(own.shifts[SITE], 2, axis=2)}
+  with pytest.raises(InputError, match='its shifts of .* have shape'):
+    bank.check_fits(own.replace(shifts=wider), own, [SITE], weights)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nemo_jax import quantize
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization.numerics import bank, fake_quant, widths
-from nemo_jax.quantization.ptq import equalize, layers, reconstruct
+from nemo_jax.quantization.ptq import equalize, layers, reconstruct, rounding
 from tests.quantization.networks import filled, quick_quantize
 
 
@@ -194,7 +194,7 @@ def test_nearest_plane_is_that_of_a_plain_loop(depth, outputs, seed):
       return  # a tie, which float32 may see otherwise
     expected[row] = np.clip(np.round(value), -4, 3)
     left[row] = weight[row] - expected[row] * 0.5
-  found = reconstruct._nearest_plane(
+  found = rounding.nearest_plane(
     *(jnp.asarray(x, jnp.float32) for x in (weight, factor, scale)), -4, 3
   )
   np.testing.assert_array_equal(found, expected)
