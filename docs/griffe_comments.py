@@ -30,6 +30,18 @@ def comment(lines: list[str], first: int, last: int) -> str:
   return ' '.join(before)
 
 
+def is_described_here(attr: griffe.Attribute) -> bool:
+  """Whether nothing else lists an attribute: a constant, or a bare field."""
+  if attr.name.startswith('_'):
+    return False
+  owner = attr.parent
+  if owner is None or owner.is_module:
+    return attr.name.isupper()
+  known = owner.docstring.value if owner.docstring else ''
+  bases = [str(base) for base in getattr(owner, 'bases', ())]
+  return 'NamedTuple' in bases and 'Attributes:' not in known
+
+
 def with_code(text: str) -> str:
   """The text, with paragraphs that are indented by two spaces as code."""
 
@@ -52,7 +64,11 @@ class Comments(griffe.Extension):
     if attr.docstring or not (attr.lineno and attr.endlineno):
       return
     lines = attr.lines_collection[attr.filepath]
-    if text := comment(lines, attr.lineno, attr.endlineno):
+    text = comment(lines, attr.lineno, attr.endlineno)
+    if not text and is_described_here(attr):
+      # What has no docstring at all is left out.
+      text = '\u200b'
+    if text:
       attr.docstring = griffe.Docstring(text, parent=attr)
 
   def on_module_instance(

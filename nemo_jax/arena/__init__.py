@@ -1,1 +1,1 @@
-"""Methods side by side, at equal evaluations."""
+"""The arena: methods compared at equal numbers of evaluations."""

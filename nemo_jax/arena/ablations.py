@@ -1,4 +1,4 @@
-"""A search with something taken out of it, or replaced, by a word."""
+"""Ablations: searches without one of their parts, or with another, by name."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from nemo_jax.search import surrogate
 from nemo_jax.search.problem import Problem
 from nemo_jax.tasks import mixed_precision
 
-# What a word changes in `nemo.make`; the others change the problem.
+# Options of `nemo.make` by ablation; the other ablations change the problem.
 SETTINGS = {
   'unscreened': {'surrogate': functools.partial(surrogate.make, screens=False)},
   'proportional': {'exploration': 0.0},
@@ -32,8 +32,10 @@ def check(word: str) -> None:
     )
 
 
-def _with_edges(graph: jraph.GraphsTuple, senders, receivers):
-  """The graph with other edges between its nodes."""
+def _with_edges(
+  graph: jraph.GraphsTuple, senders: Any, receivers: Any
+) -> jraph.GraphsTuple:
+  """The graph with edges from senders to receivers, indices of its nodes."""
   edges: dict[str, Any] = {
     'senders': np.asarray(senders, np.int32),
     'receivers': np.asarray(receivers, np.int32),
@@ -44,20 +46,23 @@ def _with_edges(graph: jraph.GraphsTuple, senders, receivers):
 
 def ablate(
   word: str, problem: Problem, data_flow: jraph.GraphsTuple
-) -> tuple[Problem, dict]:
-  """The problem, and options of `nemo.make`, with what the word names.
+) -> tuple[Problem, dict[str, Any]]:
+  """The problem of an ablation, and the options of `nemo.make` for it.
 
-  In `unscreened` the surrogate picks nothing; `proportional` and `equal` size
-  species without the confidence bonus, or all alike; `hypervolume` and
-  `front_count` are utilities in place of R2. `featureless` leaves nodes their
-  place in the order
-  alone, without which all would be one; `edgeless` no edge; `data_flow` has the
-  edges of the data flow in place of the chain; `blind` no sensitivities.
+  - `unscreened`: the surrogate does not choose among the proposals.
+  - `proportional`: sizes of species have no confidence bonus.
+  - `equal`: all species have the same size.
+  - `hypervolume`, `front_count`: the utility of species instead of R2.
+  - `featureless`: the only feature of a node is its position in the order,
+    without which all nodes would look the same.
+  - `edgeless`: the graph has no edges.
+  - `data_flow`: the graph has the edges of the data flow instead of a chain.
+  - `blind`: there are no sensitivities.
 
   Args:
     word: one of WORDS.
     problem: from `mixed_precision.make_problem`.
-    data_flow: the graph of the data flow, with the same nodes.
+    data_flow: graph of the data flow, with the same nodes.
 
   Raises:
     InputError: the word is unknown.

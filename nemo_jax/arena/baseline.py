@@ -1,43 +1,46 @@
-"""What a baseline is: a way to search that NEMO is measured against."""
+"""`Baseline`: a search method that NEMO is compared with."""
 
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.search.problem import Problem
 
 
 class Score(Protocol):
-  """Evaluates configurations, counts them, and keeps what is worth keeping."""
+  """Evaluates configurations; counts and archives them (`Ledger.score`)."""
 
-  def __call__(self, choices: ArrayLike) -> np.ndarray:
-    """Returns float32[n, M] objectives of `choices` int32[n, N]."""
+  def __call__(
+    self, choices: Int[ArrayLike, 'n N']
+  ) -> Float[np.ndarray, 'n M']:
+    """Returns the objectives of configurations, float32."""
 
 
 class Search(Protocol):
-  """A search within a number of evaluations; `score` keeps what it finds."""
+  """A search with a budget; `score` archives what it finds."""
 
   def __call__(
     self, key: Array, problem: Problem, evaluations: int, score: Score
   ) -> None:
-    """Scores configurations of a problem, at most so many.
+    """Scores at most `evaluations` configurations of a problem.
 
     Args:
       key: random key.
-      problem: what is searched.
-      evaluations: how many configurations may be scored.
-      score: scores them.
+      problem: that is searched.
+      evaluations: budget.
+      score: evaluates configurations.
     """
 
 
 class Baseline(NamedTuple):
-  """A baseline; every baseline file has one, `BASELINE`.
+  """A baseline; every baseline file defines one, `BASELINE`.
 
   Attributes:
     search: see `Search`.
-    needs_prior: whether it reads the problem's prior, which costs evaluations
-      too.
+    needs_prior: whether it uses the problem's sensitivities, whose cost is then
+      part of its budget.
   """
 
   search: Search

@@ -1,4 +1,4 @@
-"""Methods side by side: the same evaluations, counted and kept the same way."""
+"""Search methods with one interface, which counts and archives evaluations."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from nemo_jax import pareto
 from nemo_jax.arena.baseline import Search
@@ -17,13 +18,13 @@ from nemo_jax.search.problem import Population, Problem, SpeciesBuilder
 
 
 class Ledger:
-  """What a method has spent and found.
+  """Evaluations of a method, and the non-dominated points it has found.
 
   Attributes:
-    archive: a `Population`, every non-dominated point so far.
+    archive: the non-dominated points so far.
     spent: evaluations so far.
-    curve: list of (evaluations, hypervolume), in order.
-    progress: to be told of every evaluation.
+    curve: (evaluations, hypervolume) after each block, in order.
+    progress: called with the number of new evaluations.
   """
 
   def __init__(
@@ -34,14 +35,14 @@ class Ledger:
     progress: Callable[[int], None] = lambda count: None,
     capacity: int = 1024,
   ):
-    """Starts with nothing found.
+    """Starts with an empty archive.
 
     Args:
-      problem: what is searched.
-      spent: evaluations that the method's knowledge has taken.
-      block: configurations that the archive takes at once, and after which the
-        hypervolume is measured; the last ones are fewer.
-      progress: is told of every evaluation.
+      problem: that is searched.
+      spent: evaluations that the method's sensitivities count as.
+      block: number of evaluations between two measurements of the hypervolume;
+        the last block of a call of `score` may be smaller.
+      progress: called with the number of new evaluations.
       capacity: of the archive.
     """
     self._problem, self._block, self.progress = problem, block, progress
@@ -51,19 +52,19 @@ class Ledger:
     self.spent, self.curve = spent, [(spent, 0.0)]
 
   def note(self, archive: Population, count: int) -> None:
-    """Takes over the archive of a method that did `count` more evaluations."""
+    """Replaces the archive, and counts `count` more evaluations."""
     self.archive, self.spent = archive, self.spent + count
     values = archive.objectives
     self.curve.append((self.spent, float(_volume(self._problem, values))))
 
-  def front(self) -> tuple[np.ndarray, np.ndarray]:
-    """Choices [n, N] and objectives [n, M] of the archive."""
+  def front(self) -> tuple[Int[np.ndarray, 'n N'], Float[np.ndarray, 'n M']]:
+    """Choices and objectives of the archive."""
     values = np.asarray(self.archive.objectives)
     found = np.isfinite(values).all(axis=1)
     return np.asarray(self.archive.choices)[found], values[found]
 
-  def score(self, choices: ArrayLike) -> np.ndarray:
-    """float32[n, M]: objectives of configurations [n, N], evaluated here."""
+  def score(self, choices: Int[ArrayLike, 'n N']) -> Float[np.ndarray, 'n M']:
+    """Objectives of configurations, float32, evaluated and archived."""
     all_rows = np.asarray(choices, np.int32)
     found = [np.zeros((0, len(self._problem.ideal)), np.float32)]
     for start in range(0, len(all_rows), self._block):
@@ -86,38 +87,49 @@ _insert = jax.jit(pareto.archive_insert)
 
 @functools.cache
 def _evaluate(evaluate: Any) -> Callable[..., Array]:
-  """Compiled once for all methods and seeds on a problem."""
+  """The compiled evaluation, shared by all methods and seeds of a problem."""
   return jax.jit(evaluate)
 
 
 @jax.jit
-def _volume(problem, objectives):
+def _volume(
+  problem: Problem, objectives: Float[Array, 'n M']
+) -> Float[Array, '']:
+  """Hypervolume of the rows that are finite."""
   known = jnp.all(jnp.isfinite(objectives), axis=-1)
   return progress_lib.hypervolume(problem, objectives, known)
 
 
 def objectives(
   problem: Problem,
-  choices: ArrayLike,
+  choices: Int[ArrayLike, 'n N'],
   progress: Callable[[int], None] = lambda count: None,
-) -> np.ndarray:
-  """float32[n, M]: of configurations [n, N], one after the other."""
+) -> Float[np.ndarray, 'n M']:
+  """Objectives of configurations, float32, evaluated one after the other.
+
+  All objectives of a failed configuration are +inf.
+
+  Args:
+    problem: with the evaluation.
+    choices: the configurations.
+    progress: called with 1 after each.
+  """
   evaluate: Any = problem.evaluate
   run, values = _evaluate(evaluate), []
   for row in np.asarray(choices, np.int32):
     values.append(np.asarray(run(problem.data, row), np.float32))
     progress(1)
   found = np.asarray(values, np.float32).reshape(-1, len(problem.ideal))
-  # What fails is worth nothing, as for NEMO.
+  # A failed configuration is no solution, as in NEMO.
   failed = ~np.isfinite(found).all(axis=1, keepdims=True)
   return np.where(failed, np.float32(np.inf), found)
 
 
 class Method(Protocol):
-  """A way to search within a number of evaluations."""
+  """A search with a budget of evaluations."""
 
   def __call__(self, key: Array, evaluations: int, ledger: Ledger) -> None:
-    """Searches; the ledger keeps what is found, and counts."""
+    """Searches, and notes evaluations and points in the ledger."""
 
 
 def team(
@@ -126,18 +138,18 @@ def team(
   population_size: int,
   **options: Any,
 ) -> Method:
-  """NEMO as a method, compiled once for all seeds.
+  """NEMO with a team of species as a method, compiled once for all seeds.
 
   Args:
-    problem: what is searched.
+    problem: that is searched.
     builders: of the species.
     population_size: evaluations of a generation.
-    **options: of `nemo.make`; the archive has as many slots as the ledger's.
+    **options: of `nemo.make`; `archive_size` is to be the ledger's capacity.
   """
   search = nemo.make(problem, builders, population_size, **options)
   step = jax.jit(search.step)
 
-  def run(key, evaluations, ledger):
+  def run(key: Array, evaluations: int, ledger: Ledger) -> None:
     init_key, run_key = jax.random.split(key)
     state = search.init(init_key)
     for _ in range(evaluations // population_size):
@@ -151,7 +163,7 @@ def team(
 def baseline(problem: Problem, search: Search) -> Method:
   """A baseline as a method on a problem."""
 
-  def run(key, evaluations, ledger):
+  def run(key: Array, evaluations: int, ledger: Ledger) -> None:
     search(key, problem, evaluations, ledger.score)
 
   return run

@@ -1,8 +1,9 @@
-"""Pictures of methods side by side: curves, and what they attain."""
+"""Pictures of compared methods: hypervolume curves and attainment."""
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,16 +12,22 @@ from matplotlib.figure import Figure
 from nemo_jax.arena import statistics
 from nemo_jax.runs.plots import draw, label, save
 
+# {method: {seed: {'curve', 'front'}}}
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
-def _color(index: int):
-  """A color for each of up to twenty methods."""
+
+def _color(index: int) -> Any:
+  """The color of a method; they repeat after twenty."""
   return matplotlib.colormaps['tab20'](index % 20)
 
 
-def plot_curves(workdir, results: dict, methods: Sequence[str]):
-  """Hypervolume against evaluations: the mean, and its 95 % interval.
+def plot_curves(
+  workdir: str | os.PathLike, results: Results, methods: Sequence[str]
+) -> pathlib.Path:
+  """Hypervolume against evaluations: means and their 95 % intervals.
 
-  The second panel is what lies within a twentieth of the best.
+  The second panel shows hypervolumes from 95 % of the best. Arguments as for
+  `plot_compare`.
   """
   figure = Figure(figsize=(13, 5))
   panels = figure.subplots(1, 2)
@@ -30,7 +37,7 @@ def plot_curves(workdir, results: dict, methods: Sequence[str]):
     rows = []
     for cell in results[method].values():
       count, volume = np.asarray(cell['curve']).T
-      # What was found stays found; before the first there is nothing.
+      # A step function, which is 0 before the first measurement.
       place = np.searchsorted(count, grid, side='right') - 1
       rows.append(np.where(place < 0, 0, volume[np.maximum(place, 0)]))
     mean, half = np.mean(rows, axis=0), statistics.interval(np.stack(rows))
@@ -50,8 +57,16 @@ def plot_curves(workdir, results: dict, methods: Sequence[str]):
   return save(figure, workdir, 'curves.png')
 
 
-def plot_attainment(workdir, results: dict, methods, names):
-  """What half of the seeds attain, against each cost."""
+def plot_attainment(
+  workdir: str | os.PathLike,
+  results: Results,
+  methods: Sequence[str],
+  names: Sequence[str],
+) -> pathlib.Path:
+  """Median attainment of the first objective, against each cost.
+
+  Arguments as for `plot_compare`.
+  """
   figure = Figure(figsize=(5.5 * (len(names) - 1), 4.2))
   panels = figure.subplots(1, len(names) - 1, squeeze=False)
   for k, axes in enumerate(panels[0], start=1):
@@ -77,16 +92,16 @@ def plot_attainment(workdir, results: dict, methods, names):
 
 def plot_compare(
   workdir: str | os.PathLike,
-  results: dict,
+  results: Results,
   methods: Sequence[str],
   names: Sequence[str],
 ) -> list[pathlib.Path]:
-  """Pictures of methods side by side: curves, and median attainment.
+  """Draws hypervolume curves and median attainment; returns the pictures.
 
   Args:
-    workdir: where to.
+    workdir: folder of the pictures.
     results: {method: {seed: {'curve', 'front'}}}.
-    methods: which of them.
+    methods: those that are drawn.
     names: of the objectives, performance first.
   """
   return draw(

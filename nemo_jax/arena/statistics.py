@@ -1,29 +1,41 @@
-"""Statistics of fronts and of seeds: hypervolumes, intervals, paired tests."""
+"""Statistics of fronts over seeds: hypervolume, intervals, paired tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jaxtyping import Float
 
 from nemo_jax import pareto
 
 
-def hypervolume(values, ideal, reference) -> float:
-  """Of rows [n, M], with the ideal point at 0 and the reference at 1."""
+def hypervolume(
+  values: Float[np.ndarray, 'n M'],
+  ideal: Float[np.ndarray, ' M'],
+  reference: Float[np.ndarray, ' M'],
+) -> float:
+  """Hypervolume of a front, as a share of the box from ideal to reference.
+
+  Args:
+    values: objectives.
+    ideal: point that is scaled to 0.
+    reference: point that is scaled to 1.
+  """
   if not len(values):
     return 0.0
-  # Few shapes, so few programs.
+  # Padded to few shapes, so that few programs are compiled.
   padding = -len(values) % 64
   rows = np.pad(values, ((0, padding), (0, 0)), constant_values=np.inf)
   scaled = jnp.asarray((rows - ideal) / (reference - ideal), jnp.float32)
   return float(pareto.hypervolume(scaled, jnp.ones(len(ideal))))
 
 
-def interval(values: np.ndarray) -> np.ndarray:
-  """[...]: half of the 95 % confidence interval of means over [S, ...].
+def interval(values: Float[np.ndarray, 'n ...']) -> Float[np.ndarray, '...']:
+  """Half-width of the 95 % confidence interval of the mean over the first axis.
 
-  By Student's t; 0 where there is one value alone.
+  By Student's t; 0 if there is only one value.
   """
   if len(values) < 2:
     return np.zeros(values.shape[1:])
@@ -31,18 +43,24 @@ def interval(values: np.ndarray) -> np.ndarray:
   return quantile * scipy.stats.sem(values, axis=0)
 
 
-def summarise(results: dict, methods: Sequence[str], seeds: Sequence[str]):
-  """Means, intervals, and the first method against each other one, in pairs.
+def summarise(
+  results: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  methods: Sequence[str],
+  seeds: Sequence[str],
+) -> list[dict[str, Any]]:
+  """Means of hypervolumes, and paired comparisons with the first method.
 
   Args:
     results: {method: {seed: {'volumes': {mark: {score: hypervolume}}}}}.
-    methods: which of them; the first is compared with the others.
-    seeds: which of them.
+    methods: those that are summarised; the first is compared with the others.
+    seeds: those that are summarised.
 
   Returns:
-    A list with a dictionary for each method, mark and score: `mean` and
-    `interval` of the hypervolume; of the differences, pair by pair, `gain`,
-    `gain_interval`, `ahead` and `p_value`, by the paired t-test.
+    A dictionary for each method, number of evaluations and score. `mean` and
+    `interval` are of the hypervolume over seeds. `gain` and `gain_interval` are
+    of the difference of the first method to this one, seed by seed; `ahead` is
+    the number of seeds on which it is positive, and `p_value` is that of the
+    paired t-test, None if there is no difference or only one seed.
   """
   rows = []
   first = results[methods[0]][seeds[0]]['volumes']
@@ -74,17 +92,20 @@ def summarise(results: dict, methods: Sequence[str], seeds: Sequence[str]):
 
 
 def attainment(
-  fronts: Sequence[np.ndarray], grid: np.ndarray, cost: int, share: float = 0.5
-) -> np.ndarray:
-  """[G]: what a share of the runs attain at costs of at most `grid` [G].
+  fronts: Sequence[np.ndarray],
+  grid: Float[np.ndarray, ' G'],
+  cost: int,
+  share: float = 0.5,
+) -> Float[np.ndarray, ' G']:
+  """First objective that a share of the runs attain, at limits of a cost.
 
-  The empirical attainment function of two objectives (Fonseca et al. 2001),
-  read at that share: the median for one half.
+  A quantile of the empirical attainment function of two objectives (Fonseca et
+  al. 2001); the median for a share of one half.
 
   Args:
-    fronts: of every run, objectives [n, M], performance first.
-    grid: costs.
-    cost: which objective they are of.
+    fronts: objectives [n, M] of every run, performance first.
+    grid: limits of the cost.
+    cost: index of the objective that is the cost.
     share: of the runs.
   """
   best = []

@@ -1,11 +1,17 @@
-"""Tables of methods side by side, in Markdown."""
+"""Tables of compared methods, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
-def table(summary: list[dict]) -> str:
-  """What `statistics.summarise` found, in Markdown, a table for each score.
+def table(summary: Sequence[Mapping[str, Any]]) -> str:
+  """Markdown of a summary, with a table for each score.
 
-  A cell has mean and 95 % interval; behind it, for all but the first method, on
-  how many seeds the first is ahead.
+  A cell has the mean and its 95 % interval; and, for all but the first method,
+  the number of seeds on which the first is ahead.
+
+  Args:
+    summary: from `statistics.summarise`.
   """
   methods = list(dict.fromkeys(row['method'] for row in summary))
   scores = list(dict.fromkeys(row['score'] for row in summary))

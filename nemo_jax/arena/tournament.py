@@ -1,4 +1,4 @@
-"""Methods by name, run with every seed; what is done is kept in a file."""
+"""Runs of all methods and seeds, whose results are stored in a file."""
 
 import os
 import pathlib
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jraph
 import numpy as np
+from jaxtyping import Int
 
 from nemo_jax.arena import ablations, baselines, contest, statistics
 from nemo_jax.core import files
@@ -17,9 +18,9 @@ from nemo_jax.search import species as species_lib
 from nemo_jax.search.problem import Problem
 from nemo_jax.tasks import mixed_precision
 
-SHARES = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)  # of the budget, that tables show
+SHARES = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)  # of the budget, for tables
 SCORES = ('search', 'unseen', 'unseen_top1')
-# Slots of an archive, at most.
+# Largest capacity of an archive.
 _ARCHIVE = 4096
 
 # {method: {seed: {'curve', 'volumes', 'front'}}}
@@ -27,33 +28,33 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 class Rules(NamedTuple):
-  """What is the same for every method."""
+  """Settings that are the same for all methods."""
 
-  budget: int  # evaluations, those for sensitivities included
-  population: int  # places of a team; all report after so many evaluations
+  budget: int  # evaluations, including those that sensitivities count as
+  population: int  # evaluations of a generation, and of a block
   sensitivity_cost: int  # evaluations that sensitivities count as
 
   @property
   def archive(self) -> int:
-    """Slots of the archive."""
+    """Capacity of the archive."""
     return min(self.budget, _ARCHIVE)
 
 
 class Contestant(NamedTuple):
-  """A method on the problem that it sees."""
+  """A method, with the problem that it is run on."""
 
   problem: Problem
-  informed: bool  # whether it was given sensitivities
+  informed: bool  # whether it uses sensitivities
   run: contest.Method
 
 
 def is_baseline(method: str) -> bool:
-  """Whether a word names a baseline, and no team of species."""
+  """Whether a word names a baseline, rather than a team of species."""
   return not set(method) & {'+', '@'} and baselines.has(method)
 
 
 def check_method(method: str) -> None:
-  """Raises `InputError` for a word that is no method."""
+  """Raises `InputError` for a word that names no method."""
   if is_baseline(method):
     return
   words, at, option = method.partition('@')
@@ -73,7 +74,7 @@ def check_method(method: str) -> None:
 
 
 def check_population(method: str, population: int) -> None:
-  """Raises `InputError` for fewer places than a method needs."""
+  """Raises `InputError` for a population too small for a method's species."""
   if not is_baseline(method):
     words, _, _ = method.partition('@')
     allocation.check_size(population, len(species_lib.team(words.split('+'))))
@@ -82,17 +83,17 @@ def check_population(method: str, population: int) -> None:
 def contestant(
   method: str, problem: Problem, data_flow: jraph.GraphsTuple, rules: Rules
 ) -> Contestant:
-  """A method by its word.
+  """The method that a word names, on its problem.
 
   Args:
-    method: a baseline; or species joined by `+`, `nemo` or `paper`, and behind
-      `@` one of `ablations.WORDS`.
-    problem: what is searched, with a prior.
-    data_flow: the graph of the data flow, for that ablation.
+    method: a baseline; or a team, which is `nemo`, `paper` or species joined by
+      `+`, with one of `ablations.WORDS` behind `@` for an ablation.
+    problem: that is searched, with a prior.
+    data_flow: graph of the data flow, for the ablation of that name.
     rules: of the tournament.
 
   Raises:
-    InputError: the word is no method.
+    InputError: the word names no method.
   """
   if is_baseline(method):
     found = baselines.find(method)
@@ -115,9 +116,16 @@ def contestant(
 
 
 def _unseen_volumes(
-  unseen: Problem, rows: np.ndarray, objectives: int
+  unseen: Problem, rows: Int[np.ndarray, 'n N'], objectives: int
 ) -> tuple[float, float]:
-  """Hypervolumes of a front on unseen images: as searched, for top-1 error."""
+  """Hypervolumes of a front on unseen images: as searched, and by top-1 error.
+
+  Args:
+    unseen: problem on these images, with the objectives of the search and
+      top-1 error.
+    rows: choices of the front.
+    objectives: number of objectives of the search.
+  """
   values = contest.objectives(unseen, rows)
   columns = list(range(objectives))
   top1 = [unseen.objective_names.index('top1_error'), *columns[1:]]
@@ -136,14 +144,15 @@ def run_cell(
   rules: Rules,
   progress: Callable[[int], None],
 ) -> dict[str, Any]:
-  """What one method with one seed has found: curve, hypervolumes and front.
+  """Curve, hypervolumes and front of one method with one seed.
 
   Args:
     one: the method.
-    unseen: the problem on images that no search has seen, with top-1 error.
+    unseen: problem on images that are not used in the search, with top-1 error
+      among its objectives.
     seed: of the method.
     rules: of the tournament.
-    progress: is told of every evaluation.
+    progress: called with the number of new evaluations.
   """
   spent = rules.sensitivity_cost * one.informed
   ledger = contest.Ledger(
@@ -163,7 +172,7 @@ def run_cell(
 
 
 def read_results(path: pathlib.Path) -> Results:
-  """The cells that are done.
+  """The stored cells; none if there is no file.
 
   Raises:
     InputError: the file is damaged.
@@ -188,16 +197,19 @@ def run_all(
   run_digest: str,
   bar: Any,
 ) -> Results:
-  """The cells of all methods and seeds; those that are done are read.
+  """The cells of all methods and seeds; stored ones are not run again.
 
   Args:
-    path: of the file with what is done.
-    contestants: by name.
-    seeds: of each.
+    path: of the file in which cells are stored.
+    contestants: methods by name.
+    seeds: of each method.
     unseen: see `run_cell`.
     rules: of the tournament.
-    run_digest: of what the run was started with.
+    run_digest: of the run's flags and files.
     bar: a tqdm bar over evaluations.
+
+  Raises:
+    InputError: the file is damaged, or cannot be written.
   """
   path = files.local(path)
   results = read_results(path)
@@ -209,11 +221,11 @@ def run_all(
         continue
       before = bar.n
       cell = run_cell(one, unseen, int(seed), rules, bar.update)
-      # What was not used counts as done.
+      # Evaluations that a method did not use count as done.
       bar.update(rules.budget - (bar.n - before))
       results.setdefault(method, {})[seed] = cell
       files.write_json(path, results | {'run': run_digest})
-    # Linux lets a process map 65,530 pieces of memory; a program of a large
-    # network takes thousands, and a failed map ends the process.
+    # Linux allows a process 65,530 memory maps. The compiled program of a large
+    # network takes thousands, and one too many ends the process.
     jax.clear_caches()
   return {m: {s: results[m][s] for s in seeds} for m in contestants}

@@ -121,12 +121,12 @@ def draft(
   with errors_named(path.parent), contextlib.ExitStack() as stack:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    where = os.fspath(path.parent)
+    prefix, where = f'.{path.name}.', os.fspath(path.parent)
     if folder:
-      name = tempfile.mkdtemp(_DRAFT, f'.{path.name}.', where)
+      name = tempfile.mkdtemp(suffix=_DRAFT, prefix=prefix, dir=where)
       handle = os.open(name, os.O_RDONLY)
     else:
-      handle, name = tempfile.mkstemp(_DRAFT, f'.{path.name}.', where)
+      handle, name = tempfile.mkstemp(suffix=_DRAFT, prefix=prefix, dir=where)
     made = pathlib.Path(name)
     stack.callback(delete, made)
     stack.callback(os.close, handle)

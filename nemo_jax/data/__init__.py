@@ -1,6 +1,6 @@
-"""Labelled images of TFDS data sets, class folders and arrays.
+"""Sources of labelled images: TFDS data sets, class folders and arrays.
 
-A source hands out its examples in an order that a seed fixes, still encoded;
+A source yields its examples, still encoded, in an order that depends on a seed;
 `images.samples` draws from it and decodes.
 """
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def _prepared_below(path: pathlib.Path) -> list[pathlib.Path]:
-  """Folders of prepared TFDS data sets: name/config/version at the deepest."""
+  """Folders of prepared TFDS data sets, up to name/config/version below."""
   patterns = ('', '*/', '*/*/', '*/*/*/')
   found = [f for p in patterns for f in path.glob(f'{p}dataset_info.json')]
   return [f.parent for f in found]
@@ -60,22 +60,19 @@ def _class_folders(path: pathlib.Path, role: str) -> pathlib.Path:
 
 
 def open_source(where: str, role: str, num_classes: int) -> Source:
-  """The images at a place, for one of two roles.
+  """Source of the labelled images that a name or path stands for.
 
   Args:
     where: `tfds:NAME`, in TFDS's default folder or `TFDS_DATA_DIR`; a folder
       with a prepared TFDS data set in it; a folder of class folders, or one
       with such folders in `train` and `val` (or `validation`, `valid`, `test`);
       or an .npz with `x` and `y`.
-    role: `train`, or `validation`.
+    role: `train` or `validation`, the split that is taken. Data without splits
+      are the same source, with the same identity, in both roles.
     num_classes: of the network.
 
-  Returns:
-    The images; for both roles the same ones, with one identity, where there
-    are no others.
-
   Raises:
-    InputError: there is nothing of the kind, or its classes do not fit.
+    InputError: there are no such data, or their classes do not fit the network.
   """
   if where.startswith('tfds:'):
     builder = open_name(where.removeprefix('tfds:'))

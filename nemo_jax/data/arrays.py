@@ -1,6 +1,7 @@
 """Images and labels in an .npz."""
 
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from nemo_jax.data.source import Example, Source, shuffled
 
 
 def _read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """The arrays x and y of an .npz."""
   try:
     stored = files.read_npz(path, ('x', 'y'))
   except files.DamagedError as error:
@@ -22,7 +24,9 @@ def _read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   return stored['x'], stored['y']
 
 
-def _check(path, pixels: np.ndarray, labels: np.ndarray, num_classes) -> None:
+def _check(
+  path: pathlib.Path, pixels: np.ndarray, labels: np.ndarray, num_classes: int
+) -> None:
   """Raises `InputError` unless these are pixels with a label for each image."""
   if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
     raise InputError(
@@ -45,22 +49,27 @@ def _check(path, pixels: np.ndarray, labels: np.ndarray, num_classes) -> None:
 
 
 def from_arrays(path: pathlib.Path, num_classes: int) -> Source:
-  """An .npz with pixels `x` uint8[B, H, W, 3] and labels `y`.
+  """Source of the images in an .npz.
+
+  Args:
+    path: of a file with pixels `x` uint8[B, H, W, 3] and integers `y` [B] or
+      [B, 1].
+    num_classes: of the network.
 
   Raises:
-    InputError: it holds anything else.
+    InputError: the file holds no such arrays, or a label is no class.
   """
   pixels, labels = _read(path)
   _check(path, pixels, labels, num_classes)
   labels = labels.ravel()
 
-  def examples(seed):
+  def examples(seed: int) -> Iterator[Example]:
     for i in shuffled(len(labels), seed):
       yield Example(f'{path}[{i}]', int(labels[i]), lambda i=i: pixels[i])
 
   return Source(
     name=str(path),
-    # The file has been read anyway, so that its content can tell.
+    # The arrays are in memory, so the identity can depend on the content.
     identity=f'{path.resolve()} {files.digest([pixels, labels])}',
     size=len(labels),
     classes={int(label): str(label) for label in np.unique(labels)},

@@ -1,4 +1,4 @@
-"""Encoded images to pixels, preprocessed as torchvision evaluates."""
+"""Decoding of images, and preprocessing as in torchvision's evaluations."""
 
 import hashlib
 import io
@@ -9,20 +9,20 @@ import PIL.Image
 from nemo_jax.core.types import InputError, first_line
 from nemo_jax.data.source import Example
 
-# Of an image when it is scaled: as many as Pillow opens without a warning.
+# Most pixels of a scaled image: as many as Pillow opens without a warning.
 _MAX_PIXELS = 89_478_485
 _TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC = 258, 259, 262
 _TIFF_LARGEST, _TIFF_PLANES, _TIFF_FORMAT = 281, 284, 339
 
 
 def _tag(image: PIL.Image.Image, number: int, default: int) -> int:
-  """The largest value of a tag of a TIFF."""
+  """Value of a tag of a TIFF, the largest if there are several."""
   value = getattr(image, 'tag_v2', {}).get(number, default)
   return max(value, default=default) if isinstance(value, tuple) else value
 
 
 def _check_tiff(image: PIL.Image.Image) -> None:
-  """Raises `InputError` for a TIFF that Pillow reads as something else."""
+  """Raises `InputError` for a TIFF whose pixels Pillow would misread."""
   if _tag(image, _TIFF_FORMAT, 1) == 2 and image.mode == 'L':
     raise InputError('its pixels are signed numbers; convert it to unsigned')
   planes = _tag(image, _TIFF_PLANES, 1) == 2
@@ -35,10 +35,10 @@ def _check_tiff(image: PIL.Image.Image) -> None:
 
 
 def _largest_grey(image: PIL.Image.Image) -> int:
-  """The value that is white, in an image of more than eight bits.
+  """The value of white in a grey image of more than eight bits.
 
   Raises:
-    InputError: it is not known.
+    InputError: the value is not known.
   """
   if image.mode.startswith('I;16'):
     if image.format == 'TIFF':
@@ -56,9 +56,9 @@ def _largest_grey(image: PIL.Image.Image) -> int:
 
 
 def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-  """The image in eight bits a channel; what is transparent is dropped.
+  """The image as RGB with eight bits a channel, without transparency.
 
-  Grey images of 16 bits are divided by 257. Pillow would clip them.
+  Grey images of 16 bits are divided by 257; Pillow would clip them.
 
   Raises:
     InputError: the range of its values is not known.
@@ -68,26 +68,25 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     grey = np.asarray(image).astype(np.float64) / white
     tags = getattr(image, 'tag_v2', {})
     if tags and tags.get(_TIFF_PHOTOMETRIC, 0) == 0:
-      grey = 1 - grey  # 0 is white, which Pillow minds in 8 bits alone
+      grey = 1 - grey  # 0 is white; Pillow handles this in 8 bits only
     image = PIL.Image.fromarray(np.rint(255 * grey).astype(np.uint8))
   return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def preprocess(image: PIL.Image.Image, resize: int, crop: int) -> np.ndarray:
-  """uint8[crop, crop, 3]: as torchvision evaluates.
+  """uint8[crop, crop, 3] pixels, preprocessed as in torchvision's evaluations.
 
-  The short side is scaled to `resize`, bilinear and with antialiasing, and the
-  centre cut out. Grey and CMYK images become RGB.
+  The short side is scaled to `resize`, bilinearly and with antialiasing, and
+  the centre is cropped. Grey and CMYK images become RGB.
 
   Args:
     image: of any size and mode.
-    resize: 0 cuts the centre out of the image as it is, for such as were
-      scaled before.
-    crop: sides of what is cut out.
+    resize: pixels of the short side; 0 crops the image without scaling.
+    crop: sides of the crop in pixels.
 
   Raises:
-    InputError: an image that is not to be scaled is too small, one that is to
-      be scaled is too long, or the range of its values is not known.
+    InputError: an image without scaling is too small, one with scaling is too
+      long, or the range of the values is not known.
   """
   image = _as_rgb(image)
   if not resize:
@@ -106,12 +105,13 @@ def preprocess(image: PIL.Image.Image, resize: int, crop: int) -> np.ndarray:
         f'{size[1]} when it is scaled'
       )
     image = image.resize(size, PIL.Image.Resampling.BILINEAR)
-  # torchvision gives half a pixel to the even side.
+  # torchvision rounds half a pixel to the even number.
   left, top = (round((side - crop) / 2) for side in image.size)
   return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
 def _open(content: bytes | np.ndarray) -> PIL.Image.Image:
+  """The image in an encoded file or in an array of pixels."""
   if isinstance(content, np.ndarray):
     return PIL.Image.fromarray(content)
   image = PIL.Image.open(io.BytesIO(content))
@@ -125,13 +125,18 @@ def _open(content: bytes | np.ndarray) -> PIL.Image.Image:
 def decode(
   example: Example, resize: int, crop: int
 ) -> tuple[np.ndarray, bytes]:
-  """An example's pixels, and a digest of the whole image.
+  """Pixels of an example, and a digest of the whole image in 16 bytes.
 
-  The digest is of the decoded pixels before they are scaled, so that copies in
-  other files or formats are known.
+  The digest is of the decoded pixels before they are scaled. Copies of an image
+  in other files or lossless formats have the same digest.
+
+  Args:
+    example: of a source.
+    resize: see `preprocess`.
+    crop: see `preprocess`.
 
   Raises:
-    InputError: it is damaged or in no known format.
+    InputError: the image is damaged, or in no known format.
   """
   try:
     image = _as_rgb(_open(example.content()))

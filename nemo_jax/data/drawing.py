@@ -1,4 +1,4 @@
-"""Disjoint random samples of a source, by the content of the images."""
+"""Random samples of a source that share no image, compared by content."""
 
 import collections
 import concurrent.futures
@@ -12,24 +12,26 @@ import numpy as np
 from nemo_jax.core.types import InputError
 from nemo_jax.data.source import Example, Source
 
-# Examples that are looked at before it is known which of them are copies. A
-# constant, so that a draw does not depend on the number of processors.
+# Examples that are decoded ahead of the check for copies. A constant, so that a
+# draw does not depend on the number of processors.
 _AHEAD = 256
 
 
 class Drawn(NamedTuple):
-  """An example that was looked at."""
+  """An example of a sample, or a copy that is left out."""
 
-  sample: int | None  # where it is; None for a copy that is left out
+  sample: int | None  # index of its sample; None for a copy that is left out
   example: Example
-  value: Any  # what `look` returned of it
-  first: tuple[str, int]  # key and label of the first image of this content
+  value: Any  # the first result of `look`
+  first: tuple[str, int]  # key and label of the first image with this content
 
 
 class _Places:
-  """The free places of each sample; those of sample 0 belong to a class."""
+  """The free places of each sample; in sample 0 each is for one class."""
 
-  def __init__(self, source: Source, even: int, others, seed: int):
+  def __init__(
+    self, source: Source, even: int, others: Sequence[int | None], seed: int
+  ):
     each, more = divmod(even, len(source.classes))
     labels = np.random.default_rng(seed).permutation(sorted(source.classes))
     self.asked = {int(x): each + (i < more) for i, x in enumerate(labels)}
@@ -39,7 +41,12 @@ class _Places:
     self.given_back = 0
 
   def take(self, label: int, only: int | None = None) -> int | None:
-    """The sample in which a place was free and is now taken, if any was."""
+    """Takes a free place; returns its sample, or None if there is none.
+
+    Args:
+      label: of the image.
+      only: the only sample that is considered; None for all.
+    """
     if self.even[label] and only in (None, 0):
       self.even[label] -= 1
       return 0
@@ -51,10 +58,11 @@ class _Places:
     return None
 
   def is_rest(self, sample: int) -> bool:
-    """Whether a sample takes all that are left."""
+    """Whether a sample takes all images that are left."""
     return sample > 0 and self.others[sample - 1] == math.inf
 
   def give_back(self, sample: int, label: int) -> None:
+    """Frees a place of a sample that an image of this label has taken."""
     self.given_back += 1
     if sample:
       self.others[sample - 1] += 1
@@ -63,6 +71,7 @@ class _Places:
       self.even[label] += 1
 
   def are_taken(self) -> bool:
+    """Whether no place is free."""
     return not any(self.others) and not any(self.even.values())
 
 
@@ -76,7 +85,7 @@ def _check(source: Source, places: _Places, distinct: int) -> None:
         f'{source.name} has {asked - missing} images of class '
         f'{source.classes[label]}{rest}; {asked} are asked for'
       )
-  # Where all the rest is asked for, that is one image or more.
+  # A sample of all images that are left needs one image at least.
   least = [
     max(held, 1) if free == math.inf else held + free
     for held, free in zip(places.held, places.others, strict=True)
@@ -96,27 +105,28 @@ def draw(
   seed: int,
   look: Callable[[Example], tuple[Any, Hashable]],
 ) -> Generator[Drawn]:
-  """Disjoint random samples of a source, example by example.
+  """Yields the examples of random samples that share no image.
 
-  A copy goes into the sample of the first image with its content, or is left
-  out where that sample is full.
+  A copy of an image goes into the sample of the first image with its content,
+  or is left out if that sample is full.
 
   Args:
-    source: where from.
-    even: images in sample 0, which has as many of one class as of another, or
-      one more.
-    others: images in the samples after it, which take what comes along; None
-      for all that are left.
+    source: of the examples.
+    even: size of sample 0, whose classes have equal numbers of images, up to
+      one.
+    others: sizes of the samples after it, which take images of any class; None
+      for all images that are left.
     seed: of the order of the images, and of the classes that have one more.
     look: (example) -> (value, digest of the content); runs in several threads.
 
   Raises:
-    InputError: there are not enough images, of a class or in all.
+    InputError: there are not enough images, of a class or in total.
   """
   places = _Places(source, even, others, seed)
   homes, tried, running = {}, set(), collections.deque()
 
   def finish() -> Drawn:
+    # Waits for the oldest example, and corrects its sample if it is a copy.
     sample, example, future = running.popleft()
     value, digest = future.result()
     first = example.key, example.label
@@ -136,7 +146,8 @@ def draw(
           continue
         sample = places.take(example.label)
         if sample is not None and places.is_rest(sample):
-          # Those before may be copies, and give back a place that comes first.
+          # Earlier examples may turn out as copies and free a place in a
+          # sample of fixed size, which comes first.
           unsure = [s for s, _, _ in running if not places.is_rest(s)]
           while unsure and running:
             yield finish()
@@ -155,7 +166,7 @@ def draw(
           return
       while running:
         yield finish()
-      # Places that copies gave back may suit images that came before.
+      # Places that copies freed may fit images that were passed over.
       again = passed_over and places.given_back > given_back
     _check(source, places, len(homes))
   finally:

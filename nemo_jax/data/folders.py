@@ -1,4 +1,4 @@
-"""Images in a folder for each class."""
+"""Source of images in class folders."""
 
 import decimal
 import hashlib
@@ -6,7 +6,8 @@ import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from nemo_jax.core.types import InputError
 from nemo_jax.data.source import (
@@ -33,11 +34,12 @@ SUFFIXES = (
 
 
 def _printable(path: str) -> str:
+  """The path for messages, without control characters."""
   return path if path.isprintable() else repr(path)
 
 
 def _number(name: str) -> decimal.Decimal | None:
-  """The number that a name is, if it is one."""
+  """The number that a name reads as; None if it is no number."""
   try:
     number = decimal.Decimal(name.strip())
   except decimal.InvalidOperation:
@@ -46,7 +48,7 @@ def _number(name: str) -> decimal.Decimal | None:
 
 
 def _in_order(names: Sequence[str], where: str) -> list[str]:
-  """Names that are all numbers by number, others as text.
+  """Names sorted by number if all are numbers, else as text.
 
   Raises:
     InputError: two names are the same number.
@@ -66,12 +68,12 @@ def _in_order(names: Sequence[str], where: str) -> list[str]:
 
 
 def _files_below(folder: str) -> list[tuple[str, str]]:
-  """(folder, name) of each file, at any depth and sorted; none are hidden.
+  """Sorted (folder, name) of all files that are not hidden, at any depth.
 
   Links are followed, but each folder is read once: a link may lead back.
   """
 
-  def fail(error: OSError):
+  def fail(error: OSError) -> NoReturn:
     raise error
 
   found, seen = [], set()
@@ -91,7 +93,7 @@ def _images_below(folder: str) -> tuple[dict[str, os.stat_result], list[str]]:
   images, others = {}, []
   for place in _files_below(folder):
     file = os.path.join(*place)
-    # Only regular files: reading a pipe would wait for ever.
+    # Regular files only: reading a pipe would block for ever.
     if file.lower().endswith(SUFFIXES) and (
       stat.S_ISREG((found := os.stat(file)).st_mode)
     ):
@@ -102,6 +104,7 @@ def _images_below(folder: str) -> tuple[dict[str, os.stat_result], list[str]]:
 
 
 def _warn_of(left_out: Sequence[str], root: str) -> None:
+  """Warns of files that are no images in class folders."""
   if left_out:
     files = 'a file' if len(left_out) == 1 else f'{len(left_out)} files'
     example = _printable(os.path.relpath(left_out[0], root))
@@ -123,13 +126,18 @@ def _listed(path: pathlib.Path) -> tuple[list[str], list[str]]:
 
 
 def from_folders(path: pathlib.Path, num_classes: int) -> Source:
-  """A folder for each class, as torchvision's ImageFolder reads them.
+  """Source of images in a folder for each class, as torchvision's ImageFolder.
 
-  Folders that are all named by numbers are in the order of the numbers.
-  Hidden files are skipped; a warning counts other files that are left out.
+  The classes are in the order of the folders' names; of the numbers, if all
+  names are numbers. Hidden files are skipped, and a warning counts other files
+  that are left out.
+
+  Args:
+    path: of the folder with the class folders.
+    num_classes: of the network.
 
   Raises:
-    InputError: a class has no image, or the classes are not the network's.
+    InputError: a class has no image, or the classes do not fit the network.
   """
   names, left_out = _listed(path)
   if not names and num_classes == len(imagenet_classes()):
@@ -148,7 +156,7 @@ def from_folders(path: pathlib.Path, num_classes: int) -> Source:
       sha.update(stamp(file, found))
   _warn_of(left_out, str(path))
 
-  def examples(seed):
+  def examples(seed: int) -> Iterator[Example]:
     for i in shuffled(len(files), seed):
       label, file = files[i]
       yield Example(_printable(file), label, pathlib.Path(file).read_bytes)

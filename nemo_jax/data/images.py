@@ -1,4 +1,4 @@
-"""Samples of a source, decoded once and kept in a cache."""
+"""Decoded samples of a source, kept in a cache."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -17,7 +17,7 @@ import tqdm
 
 from nemo_jax.core import files
 from nemo_jax.core.types import InputError
-from nemo_jax.data import Source
+from nemo_jax.data import Example, Source
 from nemo_jax.data.decoding import decode, preprocess
 from nemo_jax.data.drawing import Drawn, draw
 from nemo_jax.data.labelled import Images
@@ -32,25 +32,27 @@ __all__ = [
   'samples',
 ]
 
-_LAYOUT = 2  # of the cache; another number makes old ones unread
+_LAYOUT = 2  # version of the cache; files of other versions are not read
 _MANIFEST = 'manifest.json'
 _STEMS = ('images', 'labels', 'digests')  # of the files of a sample
 
 
 class Sample(NamedTuple):
-  """Images, and what tells whether two are the same."""
+  """Images, with digests by which copies are found."""
 
   images: Images
   digests: np.ndarray  # [B, 16] uint8, of the decoded images
 
 
 def _sha256(path: pathlib.Path) -> str:
+  """SHA-256 of a file, in hex."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _write_header(file, count: int, crop: int) -> None:
-  # NumPy leaves room in it for any count, so that it can be written first and
+def _write_header(file: BinaryIO, count: int, crop: int) -> None:
+  """Writes the header of an .npy with `count` images of sides `crop`."""
+  # NumPy leaves room in the header for any count: it can be written first, and
   # again when the count is known.
   file.seek(0)
   shape = (count, crop, crop, 3)
@@ -59,7 +61,8 @@ def _write_header(file, count: int, crop: int) -> None:
 
 
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
-  # `numpy.save` into a file hides which error of the system it was.
+  """Writes an array as .npy."""
+  # `numpy.save` into a file hides the error number of the operating system.
   content = io.BytesIO()
   np.save(content, array)
   path.write_bytes(content.getvalue())
@@ -68,7 +71,7 @@ def _save(path: pathlib.Path, array: np.ndarray) -> None:
 def _warnings(
   source: Source, left_out: int, contrary: Sequence[str]
 ) -> list[str]:
-  """What to tell of the copies in a source, a line for each kind."""
+  """Warnings about copies in a source, one for each kind."""
   lines = []
   if left_out:
     lines.append(
@@ -84,30 +87,40 @@ def _warnings(
 
 
 def _both_labels(source: Source, drawn: Drawn) -> str:
+  """A copy and its first image with their classes, for a warning."""
   key, label = drawn.first
   names = [source.classes.get(x, x) for x in (drawn.example.label, label)]
   return f'{drawn.example.key} ({names[0]}) and {key} ({names[1]})'
 
 
-def _decode_all(source, even, others, seed, resize, crop, folder) -> list[str]:
-  """Decodes samples into files of the folder; returns lines to warn with."""
+def _decode_all(
+  source: Source,
+  even: int,
+  others: Sequence[int | None],
+  seed: int,
+  resize: int,
+  crop: int,
+  folder: pathlib.Path,
+) -> list[str]:
+  """Decodes samples into files of the folder; returns the warnings."""
   counts = [even, *others]
   labels, digests = ([[] for _ in counts] for _ in range(2))
   left_out, contrary = 0, []
 
-  def look(example):
+  def look(example: Example) -> tuple[tuple[np.ndarray, bytes], bytes]:
     pixels, digest = decode(example, resize, crop)
     return (pixels, digest), digest
 
   with contextlib.ExitStack() as stack:
-    # Pages of a memory map that a full disk lacks would end the process.
+    # Not memory maps: writing to one on a full disk ends the process.
     pixels = [
       stack.enter_context(open(folder / f'images{i}.npy', 'wb'))
       for i in range(len(counts))
     ]
     for file in pixels:
       _write_header(file, 0, crop)
-    total = source.size if None in counts else sum(counts)
+    known = [count for count in counts if count is not None]
+    total = source.size if None in counts else sum(known)
     title = f'decoding {source.name}'
     bar = stack.enter_context(tqdm.tqdm(total=total, desc=title, disable=None))
     every = contextlib.closing(draw(source, even, others, seed, look))
@@ -134,18 +147,21 @@ def _decode_all(source, even, others, seed, resize, crop, folder) -> list[str]:
 
 def _write_manifest(
   folder: pathlib.Path, recipe: Sequence, lines: Sequence[str]
-):
+) -> None:
+  """Writes recipe, warnings and digests of the files into the folder."""
   content = {'recipe': recipe, 'warnings': lines}
   content['files'] = {x.name: _sha256(x) for x in sorted(folder.iterdir())}
   text = json.dumps(files.seal(content))
   (folder / _MANIFEST).write_text(text, encoding='utf-8')
 
 
-def _check(folder: pathlib.Path, recipe: Sequence, names: Sequence[str]):
-  """The lines to warn with, of a folder that is as it was written.
+def _check(
+  folder: pathlib.Path, recipe: Sequence, names: Sequence[str]
+) -> list[str]:
+  """The warnings in the manifest of a folder, after a check of its files.
 
   Raises:
-    DamagedError: it differs.
+    DamagedError: a file differs from what was written.
   """
   for name in (_MANIFEST, *names):
     if not (folder / name).is_file():
@@ -160,10 +176,10 @@ def _check(folder: pathlib.Path, recipe: Sequence, names: Sequence[str]):
 
 
 def _read(folder: pathlib.Path, recipe: Sequence, count: int) -> list[Sample]:
-  """The samples in a folder of the cache, mapped.
+  """The samples in a folder of the cache, as memory maps.
 
   Raises:
-    DamagedError: they are other than what was written.
+    DamagedError: a file differs from what was written.
   """
   names = [[f'{x}{i}.npy' for x in _STEMS] for i in range(count)]
   for line in _check(folder, recipe, sum(names, [])):
@@ -183,18 +199,22 @@ def samples(
   crop: int = 224,
   cache: str | os.PathLike,
 ) -> list[Sample]:
-  """The samples of `draw`, decoded; from the cache if they have been before.
+  """The samples of `draw`, decoded, from a cache if they are in it.
 
-  What is in the cache is checked, and decoded again where it is damaged.
+  Files of the cache are checked; a damaged one is decoded again, with a
+  warning.
 
   Args:
     source: from `data.open_source`.
     even: see `draw`.
     others: see `draw`.
     seed: see `draw`.
-    resize: pixels of the short side before the crop, 0 to leave it.
-    crop: pixels of the sides.
-    cache: a folder; the files in it are mapped, not read.
+    resize: pixels of the short side before the crop; 0 for no scaling.
+    crop: sides of the images in pixels.
+    cache: a folder, whose files are mapped into memory.
+
+  Returns:
+    1 + len(others) samples.
 
   Raises:
     InputError: see `draw` and `decode`; or the cache cannot be written.
@@ -220,7 +240,7 @@ def samples(
 
 
 def check_disjoint(one: Sample, other: Sample) -> None:
-  """Raises `InputError` if the same image is in both."""
+  """Raises `InputError` if an image is in both samples."""
   first, second = ({d.tobytes() for d in s.digests} for s in (one, other))
   if shared := len(first & second):
     raise InputError(

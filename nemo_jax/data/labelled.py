@@ -1,4 +1,4 @@
-"""Labelled images: what every use of a data set comes down to."""
+"""Labelled images in memory."""
 
 from typing import NamedTuple
 

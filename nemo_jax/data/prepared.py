@@ -1,10 +1,11 @@
-"""Data sets that TFDS has prepared, and their preparation."""
+"""Source of a prepared TFDS data set, and the preparation of one."""
 
 import contextlib
 import hashlib
 import pathlib
 import tarfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -20,12 +21,17 @@ from nemo_jax.data.source import (
 
 TARS = ('train', 'val')
 VALIDATION_COUNT = 50_000
-# What can be read at random, and so without TensorFlow.
+# File formats with random access, which need no TensorFlow.
 _RANDOM_ACCESS = ('array_record', 'parquet')
+
+# From a record, and a function that reads it again, to an example.
+Read = Callable[[Mapping[str, Any], Callable[[], Any]], Example]
+Examples = Callable[[int], Iterator[Example]]  # see `Source`
 
 
 @contextlib.contextmanager
 def _errors_of(where: str | pathlib.Path) -> Generator[None]:
+  """Context that turns any error of TFDS into an `InputError`."""
   try:
     yield
   except InputError:
@@ -34,13 +40,20 @@ def _errors_of(where: str | pathlib.Path) -> Generator[None]:
     raise InputError(f'cannot read {where}: {first_line(error)}') from error
 
 
-def _random_access(builder, split, decoders, format_, read) -> Callable:
+def _random_access(
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+  decoders: dict,
+  format_: str,
+  read: Read,
+) -> Examples:
+  """`Source.examples` of a data set in a format with random access."""
   with _errors_of(builder.data_dir):
     source = builder.as_data_source(
       split=split, decoders=decoders, file_format=format_
     )
 
-  def examples(seed):
+  def examples(seed: int) -> Iterator[Example]:
     for i in shuffled(len(source), seed):
       with _errors_of(builder.data_dir):
         record = source[i]
@@ -49,11 +62,13 @@ def _random_access(builder, split, decoders, format_, read) -> Callable:
   return examples
 
 
-def _sequential(builder, split, decoders, read) -> Callable:
-  """TFRecords can be read from end to end alone, and by TensorFlow alone.
+def _sequential(
+  builder: tfds.core.DatasetBuilder, split: str, decoders: dict, read: Read
+) -> Examples:
+  """`Source.examples` of a data set of TFRecords, which TensorFlow reads.
 
-  TFDS has shuffled them when it wrote them; here the files are, so that the
-  seed says nothing where there is one file.
+  TFRecords are read from end to end. TFDS shuffled the records when it wrote
+  them; the seed shuffles the files, so it has no effect if there is one file.
   """
   try:
     import tensorflow as tf
@@ -62,9 +77,9 @@ def _sequential(builder, split, decoders, read) -> Callable:
       f'{builder.data_dir} holds TFRecords, which TensorFlow reads: pip '
       "install 'nemo_jax[tensorflow]', or prepare the data as array_record"
     ) from error
-  tf.config.set_visible_devices([], 'GPU')  # they are for JAX
+  tf.config.set_visible_devices([], 'GPU')  # JAX uses the GPUs
 
-  def examples(seed):
+  def examples(seed: int) -> Iterator[Example]:
     config = tfds.ReadConfig(
       shuffle_seed=seed, try_autocache=False, interleave_cycle_length=1
     )
@@ -78,17 +93,25 @@ def _sequential(builder, split, decoders, read) -> Callable:
   return examples
 
 
-def from_tfds(builder, role: str, num_classes: int) -> Source:
-  """A split of a prepared TFDS data set.
+def from_tfds(
+  builder: tfds.core.DatasetBuilder, role: str, num_classes: int
+) -> Source:
+  """Source of the images in a split of a prepared TFDS data set.
+
+  Args:
+    builder: of the data set.
+    role: `train` or `validation`.
+    num_classes: of the network.
 
   Raises:
-    InputError: it has no such split, or is no classification.
+    InputError: there is no such split, or the data set has no class labels or
+      other classes than the network.
   """
   where = pathlib.Path(builder.data_dir).resolve()
   splits = builder.info.splits
   split = next((name for name in SPLITS[role] if name in splits), None)
   if split is None:
-    # Some, such as imagenet_v2, are for testing alone.
+    # Some data sets, such as imagenet_v2, have test images only.
     raise InputError(
       f'{where} has no split train; the choices are {", ".join(splits)}'
     )
@@ -101,7 +124,7 @@ def from_tfds(builder, role: str, num_classes: int) -> Source:
   names = features[label].names
   labels = labels_of(names, num_classes, str(where))
 
-  def read(record, again):
+  def read(record: Mapping[str, Any], again: Callable[[], Any]) -> Example:
     number = int(record[label])
     if number < 0:
       raise InputError(f'the split {split} of {where} has no labels')
@@ -129,7 +152,8 @@ def from_tfds(builder, role: str, num_classes: int) -> Source:
   )
 
 
-def _builder(name: str, **options) -> tfds.core.DatasetBuilder:
+def _builder(name: str, **options: Any) -> tfds.core.DatasetBuilder:
+  """The builder of a name in TFDS's catalogue."""
   try:
     return tfds.builder(name, **options)
   except Exception as error:  # TFDS raises many kinds, over many lines
@@ -138,10 +162,10 @@ def _builder(name: str, **options) -> tfds.core.DatasetBuilder:
 
 
 def open_name(name: str) -> tfds.core.DatasetBuilder:
-  """A data set in TFDS's default folder.
+  """The prepared data set of that name in TFDS's default folder.
 
   Raises:
-    InputError: TFDS does not know it, or it is not prepared.
+    InputError: TFDS does not know the name, or the data set is not prepared.
   """
   builder = _builder(name)
   if not builder.info.splits:
@@ -153,17 +177,17 @@ def open_name(name: str) -> tfds.core.DatasetBuilder:
 
 
 def open_folder(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
-  """The data set that is prepared in a folder.
+  """The prepared data set in a folder.
 
   Raises:
-    InputError: it is damaged.
+    InputError: the folder is damaged.
   """
   with _errors_of(folder):
     return tfds.builder_from_directory(folder)
 
 
 def _check_tars(folder: pathlib.Path) -> None:
-  """Raises `InputError` for tars of ImageNet that would be misread."""
+  """Raises `InputError` for tars of ImageNet that TFDS would misread."""
   train, validation = (folder / f'ILSVRC2012_img_{x}.tar' for x in TARS)
   if not train.is_file():
     raise InputError(f'there is no {train}')
@@ -174,7 +198,7 @@ def _check_tars(folder: pathlib.Path) -> None:
     except (tarfile.TarError, EOFError) as error:
       reason = first_line(error)
       raise InputError(f'{validation} is no tar: {reason}') from error
-    # TFDS labels these images by their place among all of them.
+    # TFDS labels these images by their position among all 50,000.
     if count != VALIDATION_COUNT:
       raise InputError(
         f'{validation} holds {count:,} images; labels are known of all '
@@ -186,20 +210,24 @@ def _check_tars(folder: pathlib.Path) -> None:
 def prepare(
   name: str, folder: str | None = None, tars: str | None = None
 ) -> pathlib.Path:
-  """Writes a TFDS data set as array_record, which is read at random.
+  """Writes a TFDS data set as array_record, which has random access.
 
   Args:
     name: in the catalogue of TFDS.
-    folder: where to; TFDS's default if absent.
-    tars: folder of what has to be downloaded by hand. For `imagenet2012` the
-      training images are enough.
+    folder: where it is written; TFDS's default folder if None.
+    tars: folder with files that have to be downloaded by hand. For
+      `imagenet2012` the training images are enough.
+
+  Returns:
+    The folder of the prepared data set.
 
   Raises:
     InputError: TensorFlow is not installed, the name is unknown, or the tars
       cannot be used.
   """
   try:
-    import importlib_resources  # noqa: F401, which TFDS wants but does not name
+    # TFDS needs it but does not depend on it.
+    import importlib_resources  # noqa: F401
     import tensorflow  # noqa: F401
   except ImportError as error:
     raise InputError(
@@ -215,7 +243,7 @@ def prepare(
     where = pathlib.Path(tars)
     _check_tars(where)
     if not (where / 'ILSVRC2012_img_val.tar').exists():
-      # The builder insists on both tars.
+      # The builder reads both tars; this makes it read the one that is there.
       train = str(where / 'ILSVRC2012_img_train.tar')
       builder._split_generators = lambda manager: {
         'train': builder._generate_examples(manager.iter_archive(train))

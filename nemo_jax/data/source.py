@@ -1,4 +1,4 @@
-"""What a source of labelled images is, and how its classes get their labels."""
+"""`Source` of labelled images, and the labels of its classes."""
 
 import functools
 import os
@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 
 from nemo_jax.core.types import InputError
 
-# What may serve for each role, the best first. Where training images alone are
-# to be had, the caller divides them.
+# Names of splits for each role, in order of preference. If there are training
+# images only, the caller divides them.
 SPLITS = {
   'train': ('train',),
   'validation': ('validation', 'val', 'valid', 'test', 'train'),
@@ -21,18 +21,18 @@ SPLITS = {
 class Example(NamedTuple):
   """One labelled image."""
 
-  key: str  # what messages call it
+  key: str  # its name in messages
   label: int
   content: Callable[[], bytes | np.ndarray]  # an encoded file, or pixels
 
 
 class Source(NamedTuple):
-  """Labelled images somewhere."""
+  """Labelled images that can be read in any random order."""
 
   name: str
-  identity: str  # differs when the content does
+  identity: str  # differs if the content does
   size: int
-  classes: dict[int, str]  # the names of the labels that there are
+  classes: dict[int, str]  # names by label, of the classes with images
   examples: Callable[[int], Iterator[Example]]  # (seed) -> in random order
 
 
@@ -46,18 +46,23 @@ def imagenet_classes() -> dict[str, int]:
 def labels_of(names: Sequence[str], num_classes: int, where: str) -> list[int]:
   """The network's label for each name of a class.
 
-  ImageNet's are known by their WordNet ids, so that a part of them will do;
-  others count in the order given.
+  Classes of ImageNet are known by their WordNet ids, so there may be fewer than
+  1,000. Other classes are numbered in the given order.
+
+  Args:
+    names: of the classes.
+    num_classes: of the network.
+    where: name of the source, for messages.
 
   Raises:
-    InputError: there are not as many as the network has.
+    InputError: the number of classes is not that of the network.
   """
   known = imagenet_classes()
   if num_classes == len(known):
     unknown = [name for name in names if name not in known]
     if not unknown:
       return [known[name] for name in names]
-    # By their place all names after an unknown one would get other labels.
+    # Numbered in order, all names after an unknown one would get other labels.
     if len(unknown) < len(names) or len(names) != num_classes:
       raise InputError(
         f'{where} has the class {unknown[0]!r}, which is no WordNet id of '
@@ -71,16 +76,16 @@ def labels_of(names: Sequence[str], num_classes: int, where: str) -> list[int]:
 
 
 def _are_places(classes: dict[int, str]) -> bool:
-  """Whether each class is named by the number of its label."""
+  """Whether the name of each class is the number of its label."""
   return all(
     name.isdecimal() and int(name) == label for label, name in classes.items()
   )
 
 
 def check_same_classes(one: Source, other: Source) -> None:
-  """Raises `InputError` where two sources have one label for two classes.
+  """Raises `InputError` if a label has different names in two sources.
 
-  Names that are no more than the numbers of the labels stand for any.
+  Sources whose names are the numbers of the labels agree with any other.
   """
   shared = one.classes.keys() & other.classes.keys()
   named = [not _are_places(source.classes) for source in (one, other)]
@@ -100,15 +105,15 @@ def check_same_classes(one: Source, other: Source) -> None:
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-  """The numbers below `count` in the order that a seed fixes."""
+  """A random permutation of 0 to count - 1, from a seed."""
   return np.random.default_rng(seed).permutation(count)
 
 
 def stamp(path: str, stat: os.stat_result) -> bytes:
-  """The path, size and times of a file, which is not read.
+  """Path, size and times of a file, by which a change is found.
 
-  A file that is written over in place has another time even if its time of
-  modification is set back: the time of the inode's change cannot be set.
+  The content is not read. The time of modification can be set back after a
+  change; the time of the inode's change cannot.
   """
   times = f'{stat.st_mtime_ns} {stat.st_ctime_ns}'
   return os.fsencode(path) + f'\0{stat.st_size} {times}\0'.encode()

@@ -1,1 +1,1 @@
-"""Networks in Flax, without weights; submodules go by torchvision's names."""
+"""Networks in Flax, whose submodules have the names that torchvision gives."""

@@ -1,4 +1,4 @@
-"""What the networks share."""
+"""Layers that the networks share."""
 
 import flax.linen as nn
 
@@ -6,10 +6,10 @@ from nemo_jax.core.types import Array
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch norm after training: a scale and a bias for each channel.
+  """Batch norm at inference: a scale and a bias for each channel.
 
-  The four vectors of a checkpoint become these two when it is read (see
-  `weights.convert`), which is also what is stored on a device.
+  `weights.convert` folds the four vectors of a checkpoint into these two. They
+  are also what a deployed network stores.
   """
 
   @nn.compact
@@ -24,7 +24,15 @@ class FrozenBatchNorm(nn.Module):
 def conv(
   features: int, size: int, name: str, stride: int = 1, groups: int = 1
 ) -> nn.Conv:
-  """A convolution without bias, padded alike on all sides as in PyTorch."""
+  """Square convolution without bias, with PyTorch's symmetric padding.
+
+  Args:
+    features: output channels.
+    size: sides of the kernel.
+    name: of the module.
+    stride: in both directions.
+    groups: of the channels.
+  """
   return nn.Conv(
     features,
     (size, size),

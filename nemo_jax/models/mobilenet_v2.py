@@ -2,11 +2,12 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from nemo_jax.core.types import Array
 from nemo_jax.models.layers import FrozenBatchNorm, conv
 
-# Expansion, channels, blocks, stride of the first.
+# Expansion, output channels, number of blocks, stride of the first block.
 STAGES = (
   (1, 16, 1, 1),
   (6, 24, 2, 2),
@@ -18,13 +19,23 @@ STAGES = (
 )
 
 
-def _conv_norm_act(x, features, size, name, stride=1, groups=1):
+def _conv_norm_act(
+  x: Array,
+  features: int,
+  size: int,
+  name: str,
+  stride: int = 1,
+  groups: int = 1,
+) -> Array:
+  """Convolution, batch norm and ReLU6."""
   x = conv(features, size, f'{name}.0', stride, groups)(x)
   return nn.relu6(FrozenBatchNorm(name=f'{name}.1')(x))
 
 
-def _inverted_residual(x, expansion, features, stride, name):
-  """Expands, filters channel by channel, projects; adds x if shapes agree."""
+def _inverted_residual(
+  x: Array, expansion: int, features: int, stride: int, name: str
+) -> Array:
+  """Expansion, depthwise convolution, projection; plus x if shapes agree."""
   width, y, part = x.shape[-1] * expansion, x, 0
   if expansion != 1:
     y, part = _conv_norm_act(y, width, 1, f'{name}.conv.0'), 1
@@ -40,7 +51,7 @@ class MobileNetV2(nn.Module):
   num_classes: int = 1000
 
   @nn.compact
-  def __call__(self, images: Array) -> Array:
+  def __call__(self, images: Float[Array, 'B H W 3']) -> Float[Array, 'B C']:
     """Applies the network to normalised images."""
     x = _conv_norm_act(images, 32, 3, 'features.0', stride=2)
     index = 1

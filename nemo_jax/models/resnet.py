@@ -6,13 +6,24 @@ bottleneck is in its 3 x 3 convolution.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from nemo_jax.core.types import Array
 from nemo_jax.models.layers import FrozenBatchNorm, conv
 
 
-def _bottleneck(x, features, stride, groups, width_per_group, name):
-  """1 x 1, 3 x 3 in groups, 1 x 1 to 4 x features; a projected shortcut."""
+def _bottleneck(
+  x: Array,
+  features: int,
+  stride: int,
+  groups: int,
+  width_per_group: int,
+  name: str,
+) -> Array:
+  """1 x 1, grouped 3 x 3 and 1 x 1 convolution to 4 x features, and shortcut.
+
+  The shortcut is projected if the shapes differ.
+  """
   width = features * width_per_group // 64 * groups
   norm = lambda part: FrozenBatchNorm(name=f'{name}.{part}')
   y = nn.relu(norm('bn1')(conv(width, 1, f'{name}.conv1')(x)))
@@ -26,9 +37,9 @@ def _bottleneck(x, features, stride, groups, width_per_group, name):
 
 
 class ResNet(nn.Module):
-  """Logits [B, num_classes] of images [B, H, W, 3], by bottleneck blocks.
+  """Logits [B, num_classes] of images [B, H, W, 3], with bottleneck blocks.
 
-  The defaults are ResNet-50's.
+  The defaults are those of ResNet-50.
   """
 
   blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -37,7 +48,7 @@ class ResNet(nn.Module):
   num_classes: int = 1000
 
   @nn.compact
-  def __call__(self, images: Array) -> Array:
+  def __call__(self, images: Float[Array, 'B H W 3']) -> Float[Array, 'B C']:
     """Applies the network to normalised images."""
     x = conv(64, 7, 'conv1', stride=2)(images)
     x = nn.relu(FrozenBatchNorm(name='bn1')(x))
@@ -61,8 +72,11 @@ def resnext101_32x8d() -> ResNet:
   return ResNet(blocks=(3, 4, 23, 3), groups=32, width_per_group=8)
 
 
-def _basic(x, features, stride, name):
-  """Two 3 x 3; a shortcut without weights, zeros where channels are new."""
+def _basic(x: Array, features: int, stride: int, name: str) -> Array:
+  """Two 3 x 3 convolutions, and a shortcut without weights.
+
+  Where shapes differ the shortcut is subsampled and new channels are zero.
+  """
   norm = lambda part: FrozenBatchNorm(name=f'{name}.{part}')
   y = nn.relu(norm('bn1')(conv(features, 3, f'{name}.conv1', stride)(x)))
   y = norm('bn2')(conv(features, 3, f'{name}.conv2')(y))
@@ -82,7 +96,7 @@ class CifarResNet(nn.Module):
   num_classes: int = 10
 
   @nn.compact
-  def __call__(self, images: Array) -> Array:
+  def __call__(self, images: Float[Array, 'B H W 3']) -> Float[Array, 'B C']:
     """Applies the network to normalised images."""
     x = nn.relu(FrozenBatchNorm(name='bn1')(conv(16, 3, 'conv1')(images)))
     for stage in range(3):

@@ -121,7 +121,7 @@ def utility(
   scaled: Float[ArrayLike, 'n M'],
   species: Int[ArrayLike, ' n'],
   count: int,
-  directions: Float[ArrayLike, 'D M'],
+  directions: Float[ArrayLike, 'D M'] | None,
   member: Bool[ArrayLike, ' n'],
   rank: Int[ArrayLike, ' n'],
 ) -> Float[Array, ' S']:
@@ -137,7 +137,7 @@ def utility(
     scaled: objectives from 0, the ideal, to 1, the reference.
     species: of each row.
     count: S.
-    directions: weight vectors of R2.
+    directions: weight vectors of R2; only `r2` needs them.
     member: the rows that count.
     rank: front of each row, 0 the first.
   """

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from nemo_jax.core.types import Array, ArrayLike, PyTree
+from nemo_jax.core.types import Array, PyTree
 
 BLOCK = 128  # proposals per block, or up to twice as many in a single block
 # Networks per block; their activations then fit in a CPU's cache.
@@ -35,16 +35,14 @@ def keys(key: Array, number: int) -> Array:
   return key[None] if number == 1 else jax.random.split(key, number)
 
 
-def num_proposals(
-  places: Int[ArrayLike, ''], screened: bool = False
-) -> Int[Array, '']:
+def num_proposals(places: Any, screened: bool = False) -> Int[Array, '']:
   """Number of proposals that a species with so many places should make; int32.
 
   An eighth more than its places, because some may be repetitions. A species
   without places makes as many as it can.
 
   Args:
-    places: of the population.
+    places: a whole number, of rows of the population; may be traced.
     screened: whether a surrogate chooses among the proposals, and they are fast
       to make: then twice as many, or half as many more for a large population.
   """
@@ -58,14 +56,14 @@ def num_proposals(
 def fill(
   make: Callable[[PyTree], PyTree],
   inputs: PyTree,
-  rows_wanted: Int[ArrayLike, ''] | int,
+  rows_wanted: Any,
 ) -> PyTree:
   """Arrays [n B, ...] whose first `rows_wanted` rows or more are made.
 
   Args:
     make: function from the input of one block to arrays [B, ...].
     inputs: arrays [n, ...] with one row for each block, such as `keys`.
-    rows_wanted: at least 1. The rows of blocks that are not needed are copies
+    rows_wanted: a whole number from 1; may be traced. The rows of blocks that are not needed are copies
       of the first row.
   """
   number = len(jax.tree.leaves(inputs)[0])

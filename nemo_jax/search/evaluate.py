@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from nemo_jax.core import devices
 from nemo_jax.core.types import Array, ArrayLike
@@ -29,7 +29,7 @@ def candidates_at_once(macs: int) -> int | None:
 
 def evaluate(
   problem: Problem,
-  choices: Int[ArrayLike, 'P N'],
+  choices: Integer[ArrayLike, 'P N'],
   batch_size: int | None = None,
 ) -> Float[Array, 'P M']:
   """Objectives of all candidates.

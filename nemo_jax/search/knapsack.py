@@ -1,9 +1,9 @@
-"""MPQCO: choices by an estimate alone, as a multiple-choice knapsack.
+"""MPQCO: choices by the prior alone, as a multiple-choice knapsack.
 
-arXiv 2110.06554, section 3.3: every quantizer takes one width, the sum of
-sensitivities is to be small within budgets. Bit-operations are products of two
-widths, so the choices are taken in groups: nodes that are in a pair with each
-other, directly or through a third, choose together.
+arXiv 2110.06554, section 3.3: every quantizer gets one bit-width, so that the
+sum of sensitivities is minimal within budgets on the costs. BitOps are products
+of two bit-widths, so nodes are put in groups: the connected components of the
+prior's pairs. A choice of the knapsack is a joint choice of a whole group.
 """
 
 import itertools
@@ -14,29 +14,32 @@ from typing import NamedTuple
 import numpy as np
 import scipy.optimize
 import scipy.sparse
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax import pareto
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import ArrayLike, InputError
 from nemo_jax.search import prior as prior_lib
 from nemo_jax.search.problem import Prior
 
-# A group of more joint choices is not enumerated.
+# Most joint choices of a group; a group with more is refused.
 MOST_CHOICES = 100_000
-# What sums in another order may differ by, as a share.
+# Relative difference that sums in another order may have.
 _ROUNDING = 1e-12
 
 
 class Group(NamedTuple):
-  """Nodes that choose together, and what each of J joint choices costs."""
+  """Nodes that are connected by pairs, and their J joint choices."""
 
-  nodes: np.ndarray  # [n]
-  choices: np.ndarray  # [J, n]
-  loss: np.ndarray  # [J], the sum of what their choices lose
-  costs: np.ndarray  # [J, C]
+  nodes: Int[np.ndarray, ' n']
+  choices: Int[np.ndarray, 'J n']
+  loss: Float[np.ndarray, ' J']  # the sum over the nodes
+  costs: Float[np.ndarray, 'J C']  # the sum over the nodes and their pairs
 
 
-def _members(count: int, pairs: np.ndarray) -> list[np.ndarray]:
-  """The connected components of the nodes, by pairs."""
+def _members(
+  count: int, pairs: Int[np.ndarray, 'E 2']
+) -> list[Int[np.ndarray, ' n']]:
+  """Connected components of the nodes, as sorted indices."""
   ones = np.ones(len(pairs))
   links = scipy.sparse.coo_matrix((ones, pairs.T), shape=(count, count))
   _, labels = scipy.sparse.csgraph.connected_components(links, directed=False)
@@ -44,7 +47,7 @@ def _members(count: int, pairs: np.ndarray) -> list[np.ndarray]:
 
 
 def _undominated(group: Group) -> Group:
-  """Without the choices that another beats or equals in everything."""
+  """Group without dominated choices; of equal choices, one is kept."""
   values = np.concatenate([group.loss[:, None], group.costs], axis=1)
   keep, kept = [], np.empty((0, values.shape[1]))
   for row in np.lexsort(values.T[::-1]):
@@ -55,8 +58,10 @@ def _undominated(group: Group) -> Group:
   return Group(group.nodes, *(column[keep] for column in group[1:]))
 
 
-def _joint(nodes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-  """int[J, n]: all that the nodes of a group may choose together."""
+def _joint(
+  nodes: Int[np.ndarray, ' n'], allowed: Bool[np.ndarray, 'N K']
+) -> Int[np.ndarray, 'J n']:
+  """All joint choices that the nodes of a group are allowed."""
   options = [np.flatnonzero(allowed[n]) for n in nodes]
   if math.prod(map(len, options)) > MOST_CHOICES:
     raise InputError(
@@ -66,15 +71,18 @@ def _joint(nodes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
   return np.asarray(list(itertools.product(*options)))
 
 
-def groups(prior: Prior, allowed: np.ndarray | None = None) -> list[Group]:
-  """The groups of a problem, each with its choices that none dominates.
+def groups(
+  prior: Prior, allowed: Bool[ArrayLike, 'N K'] | None = None
+) -> list[Group]:
+  """Groups of a problem, each with its non-dominated joint choices.
 
   Args:
     prior: of the problem.
-    allowed: bool[N, K], what the target can run; everything if absent.
+    allowed: choices that the target can run; all if absent.
 
   Raises:
-    InputError: a node is allowed nothing, or too many nodes hang together.
+    InputError: a node is allowed no choice, or a group has too many joint
+      choices.
   """
   loss, costs, pair_costs = (
     np.asarray(x, np.float64)
@@ -100,18 +108,19 @@ def groups(prior: Prior, allowed: np.ndarray | None = None) -> list[Group]:
 
 
 def greedy(
-  found: Sequence[Group], count: int, weights: Sequence[float]
-) -> np.ndarray:
-  """int32[P, N]: a front, from the cheapest configuration to the dearest.
+  found: Sequence[Group], count: int, weights: Float[ArrayLike, ' C'] | Sequence
+) -> Int[np.ndarray, 'P N']:
+  """Configurations from the cheapest to the one with the least loss; int32.
 
-  From the cheapest choice of every group, the step is taken that gains most
-  for its cost, until none gains; each state on the way is a configuration, and
-  the best there is for its cost and for all mixtures of choices.
+  It starts with the cheapest choice of every group. Each step goes along the
+  convex hull of one group's choices, and lowers the loss the most per cost.
+  Each configuration on the way has the least loss for its cost, also among
+  mixtures of choices (the linear relaxation of the knapsack).
 
   Args:
     found: from `groups`.
     count: N.
-    weights: [C], of the costs in what a step costs.
+    weights: of each cost in the weighted cost of a step.
   """
   steps, row = [], np.zeros(count, np.int32)
   for index, group in enumerate(found):
@@ -129,14 +138,16 @@ def greedy(
   return np.stack(rows)
 
 
-def front(found: Sequence[Group], count: int, shares: int = 11) -> np.ndarray:
-  """int32[P, N]: `greedy` for many weights, each configuration once.
+def front(
+  found: Sequence[Group], count: int, shares: int = 11
+) -> Int[np.ndarray, 'P N']:
+  """Configurations of `greedy` for a grid of weights, each once; int32.
 
   Args:
     found: from `groups`.
     count: N.
-    shares: how many weights a cost is given, from 0 to all; costs are in units
-      of what they differ by.
+    shares: number of weights from 0 to 1 that each cost gets, see
+      `pareto.reference_directions`. Weights are in units of each cost's range.
   """
   span = sum(np.ptp(group.costs, axis=0) for group in found)
   directions = pareto.reference_directions(len(span), shares - 1)
@@ -145,11 +156,14 @@ def front(found: Sequence[Group], count: int, shares: int = 11) -> np.ndarray:
   return np.unique(np.concatenate(rows), axis=0)
 
 
-def totals(found: Sequence[Group], choices: np.ndarray) -> np.ndarray:
-  """float64[P, 1 + C]: loss and costs of configurations [P, N].
+def totals(
+  found: Sequence[Group], choices: Int[np.ndarray, 'P N']
+) -> Float[np.ndarray, 'P 1+C']:
+  """Loss and costs of configurations; float64.
 
   Raises:
-    InputError: a configuration takes what another choice dominates.
+    InputError: a configuration has a joint choice that is not in `found`,
+      because it is dominated or not allowed.
   """
   out = np.zeros((len(choices), 1 + found[0].costs.shape[1]))
   for group in found:
@@ -163,20 +177,27 @@ def totals(found: Sequence[Group], choices: np.ndarray) -> np.ndarray:
   return out
 
 
-def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
-  """bool[J]: one choice a group for the least sum; None if nothing is left.
+def _least(
+  excess: Float[np.ndarray, ' J'],
+  owner: Int[np.ndarray, ' J'],
+  costs: Float[np.ndarray, 'C J'],
+  budgets: Float[np.ndarray, ' C'],
+  gap: float,
+) -> Bool[np.ndarray, ' J'] | None:
+  """Mask of one choice per group with the least sum; None if there is none.
 
-  The solver ends once it is within 1e-6 of the optimum, in whatever units. So
-  it starts again in units of what it found, without the choices that lose more
-  than that by themselves, until the units fit. It takes budgets as loosely, and
-  starts again with less where one was exceeded.
+  The solver stops within 1e-6 of the optimum, an absolute tolerance. It is
+  therefore run again with losses in units of the optimum that it found, and
+  without the choices whose own excess is above it, until the unit fits. Its
+  tolerance on budgets is as loose; where one is exceeded, it is run again with
+  a smaller budget.
 
   Args:
-    excess: [J], what a choice loses more than the best of its group.
-    owner: [J], the group of a choice.
-    costs: [C, J].
-    budgets: [C].
-    gap: relative to the optimum.
+    excess: loss of each choice above the least of its group.
+    owner: group of each choice.
+    costs: of each choice.
+    budgets: of each cost.
+    gap: relative gap to the optimum at which the solver stops.
   """
   one_each = np.equal.outer(np.unique(owner), owner)
   one_each = scipy.optimize.LinearConstraint(
@@ -211,26 +232,28 @@ def _least(excess, owner, costs, budgets, gap: float) -> np.ndarray | None:
 def optimum(
   found: Sequence[Group],
   count: int,
-  budgets: Sequence[float],
+  budgets: Float[ArrayLike, ' C'] | Sequence,
   gap: float = 1e-6,
-) -> np.ndarray:
-  """int32[N]: the least loss within budgets, by integer programming (HiGHS).
+) -> Int[np.ndarray, ' N']:
+  """Configuration with the least loss within budgets; int32.
+
+  By integer programming (HiGHS).
 
   Args:
     found: from `groups`.
     count: N.
-    budgets: [C], of the costs in the estimate; infinity for none. What comes
-      within a few millionths of one may be passed over.
-    gap: relative to the optimum, at which the search ends.
+    budgets: the most of each cost of the prior; infinity for no limit. A
+      configuration within a few millionths of a budget may be missed.
+    gap: relative gap to the optimum at which the solver stops.
 
   Raises:
-    InputError: the budgets cannot be met.
+    InputError: no configuration meets the budgets.
   """
   owner = np.repeat(np.arange(len(found)), [len(g.loss) for g in found])
   costs = np.concatenate([group.costs for group in found])
   unit = np.max(np.abs(costs), axis=0)
   unit = np.where(unit > 0, unit, 1)
-  # What a group loses at best is lost in any case.
+  # Losses above the least of each group; the least ones are a constant.
   excess = np.concatenate([g.loss - np.min(g.loss) for g in found])
   limits = np.asarray(budgets, np.float64) / unit
   taken = _least(excess, owner, (costs / unit).T, limits, gap)

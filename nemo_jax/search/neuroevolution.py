@@ -1,4 +1,4 @@
-"""Species whose genotype is the weights of a graph neural network."""
+"""Species whose genotypes are the weights of graph neural networks."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax import flatten_util
+from jaxtyping import Float, Int
 
 from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.search import blocks, policies, variation
@@ -21,34 +22,34 @@ from nemo_jax.search.ssne import SSNE
 
 
 class State(NamedTuple):
-  """Networks run parallel to the population; and the algorithm's own state."""
+  """Weights of the networks, as vectors of length D; see `unravel`."""
 
-  members: Array  # weights, [P, D]; see `unravel`
-  asked: Array  # [Q, D]
-  algorithm: Any
-  places: Array  # int32[], of the population, that are this species' own
+  members: Float[Array, 'P D']  # one network for each row of the population
+  asked: Float[Array, 'Q D']  # the last proposals
+  algorithm: Any  # state of the evolutionary algorithm
+  places: Int[Array, '']  # int32, rows of the population of this species
 
 
 def _needs_more(algorithm: type) -> bool:
-  """Whether it takes arguments beside population size and solution."""
+  """Whether it needs arguments other than population size and solution."""
   parameters = inspect.signature(algorithm).parameters.values()
   needed = {p.name for p in parameters if p.default is p.empty}
   return bool(needed - {'population_size', 'solution'})
 
 
 def algorithms() -> dict[str, type]:
-  """Every algorithm that can evolve the weights, by name.
+  """Algorithms that can evolve the weights, by name.
 
-  SSNE, and those of evosax that need no more than a population size; left out
-  are random search, which wants a sampler, and the Stein-variational ones,
-  which want a number of populations.
+  SSNE, and those of evosax that need only a population size. Random search is
+  left out because it needs a sampler, and the Stein-variational algorithms
+  because they need a number of populations.
   """
   known = {'SSNE': SSNE} | evosax_algorithms.algorithms
   return {name: a for name, a in known.items() if not _needs_more(a)}
 
 
 def check_algorithm(name: str) -> None:
-  """Raises `InputError` unless `algorithms` has the name."""
+  """Raises `InputError` unless the name is one of `algorithms`."""
   known = sorted(algorithms())
   if name not in known:
     raise InputError(
@@ -56,8 +57,8 @@ def check_algorithm(name: str) -> None:
     )
 
 
-def _build(name: str, population_size: int, weights: PyTree):
-  """The algorithm, for weights as vectors [D]."""
+def _build(name: str, population_size: int, weights: PyTree) -> Any:
+  """The algorithm, an instance for weights as vectors [D]."""
   check_algorithm(name)
   build = algorithms()[name]
   sizes = [leaf.size for leaf in jax.tree.leaves(weights)]
@@ -68,15 +69,15 @@ def _build(name: str, population_size: int, weights: PyTree):
       population_size=population_size, solution=np.zeros(sum(sizes), np.float32)
     )
   except AssertionError as error:
-    # evosax states what an algorithm asks of the population as assertions.
+    # evosax checks the population size of an algorithm by assertions.
     raise InputError(f'{name}: {error}') from error
 
 
-def _forget_best(inner):
-  """The state without the best fitness so far.
+def _forget_best(inner: Any) -> Any:
+  """State of an algorithm with the best fitness so far reset to +inf.
 
-  Fitness is a rank within one generation, so that of an earlier one cannot be
-  compared; a rank of 0 would never be beaten.
+  Fitness is the rank within one generation, so ranks of different generations
+  cannot be compared; a rank of 0 would stay the best for ever.
   """
   names = [field.name for field in dataclasses.fields(inner)]
   forgotten = [name for name in names if name.startswith('best_fitness')]
@@ -85,13 +86,14 @@ def _forget_best(inner):
   )
 
 
-def _tell_population(algorithm, key, state, feedback, params):
-  """For algorithms that keep a population of their own.
+def _tell_population(
+  algorithm: Any, key: Array, state: State, feedback: Feedback, params: Any
+) -> State:
+  """Next state with an algorithm that keeps a population of its own.
 
-  They are told what came of their proposals, for the sake of what they adapt,
-  which in SSNE is nothing; where a proposal was not evaluated its parent comes
-  back. Then NEMO's survivors take the place of the population, repeated until
-  it is full.
+  First `tell` updates what the algorithm adapts, which in SSNE is nothing; its
+  parent replaces a proposal that was not evaluated. Then the survivors of the
+  species, repeated as often as needed, replace the algorithm's population.
   """
   inner = state.algorithm
   if not isinstance(algorithm, SSNE):
@@ -112,12 +114,14 @@ def _tell_population(algorithm, key, state, feedback, params):
   return state._replace(members=members, algorithm=inner)
 
 
-def _tell_distribution(algorithm, key, state, feedback, params):
-  """For algorithms that keep a distribution.
+def _tell_distribution(
+  algorithm: Any, key: Array, state: State, feedback: Feedback, params: Any
+) -> State:
+  """Next state with an algorithm that keeps a distribution.
 
-  A proposal that was not evaluated is told with the median fitness, which a
-  distribution neither approaches nor leaves; without any evaluation nothing
-  is told.
+  A proposal that was not evaluated gets the median fitness, so that the
+  distribution moves neither towards it nor away from it. Without any
+  evaluation the distribution stays as it is.
   """
   evaluated = jnp.isfinite(feedback.fitness)
   median = jnp.nanmedian(jnp.where(evaluated, feedback.fitness, jnp.nan))
@@ -132,34 +136,34 @@ def _tell_distribution(algorithm, key, state, feedback, params):
   return state._replace(members=_survivors(state, feedback), algorithm=inner)
 
 
-def _survivors(state: State, feedback: Feedback) -> Array:
-  """The networks that live on, in the rows of the population."""
+def _survivors(state: State, feedback: Feedback) -> Float[Array, 'P D']:
+  """Networks of the survivors, one for each row of the population."""
   return variation.survivors(state.members, state.asked, feedback.source)
 
 
 class Policy(NamedTuple):
-  """A way from weights to a solution."""
+  """Functions that make weights and turn them into choices."""
 
-  start: Callable[[Array], PyTree]  # (key) -> weights, at random
-  choose: Callable[[PyTree], Array]  # weights -> choices [N] int32
+  start: Callable[[Array], PyTree]  # key -> random weights
+  choose: Callable[[PyTree], Int[Array, ' N']]  # weights -> choices, int32
 
 
 def _blank(policy: Policy) -> PyTree:
-  """Weights, all zero."""
+  """Weights of a policy, all zero."""
   weights = jax.eval_shape(policy.start, jax.random.key(0))
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), weights)
 
 
 def unravel(policy: Policy) -> Callable[[Array], PyTree]:
-  """From the vector [D] that a species keeps of weights to the weights."""
+  """Function from a vector [D], as in `State.members`, to weights."""
   return flatten_util.ravel_pytree(_blank(policy))[1]
 
 
 def most_likely(problem: Problem, network: nn.Module) -> Policy:
-  """The most likely allowed choice of each node.
+  """Policy that takes the most likely allowed choice at each node.
 
   Args:
-    problem: what is searched; its graph is what the network reads.
+    problem: the problem to search; the network reads its graph.
     network: a module from a graph to logits [N, K].
   """
   graph = policies.undirected(jax.device_get(problem.graph))
@@ -179,16 +183,17 @@ def make(
   algorithm: str = 'SSNE',
   proposals: int = 64,
 ) -> Species:
-  """A species of weights, evolved by SSNE or by any evosax algorithm.
+  """Species of networks, evolved by SSNE or by an evosax algorithm.
 
   Args:
-    policy: what the weights decide.
+    policy: from weights to choices.
     population_size: P.
     algorithm: one of `algorithms()`.
-    proposals: Q, how many networks it makes; P if that is more.
+    proposals: networks made in a generation, at least; P if that is larger.
 
   Raises:
-    InputError: the algorithm is unknown, or not for this many networks.
+    InputError: the algorithm is unknown, or does not accept this number of
+      networks.
   """
   start = lambda key: flatten_util.ravel_pytree(policy.start(key))[0]
   to_weights = unravel(policy)
@@ -207,15 +212,15 @@ def make(
       inner = evolver.init(keys[0], asked, unknown, params)
     else:
       inner = evolver.init(keys[0], asked[0], params)
-    # evosax leaves weakly typed numbers behind, which would be traced twice.
+    # evosax returns weakly typed numbers, which would cause a second trace.
     inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
     places = jnp.int32(population_size)
     return State(asked[:population_size], asked, inner, places)
 
   def ask(key, state):
     wanted = blocks.num_proposals(state.places)
-    # Of other algorithms all children are made, which takes less than to see
-    # what they decide.
+    # Other algorithms make all children; that takes less time than computing
+    # their choices.
     lazy = {'wanted': wanted} if isinstance(evolver, SSNE) else {}
     asked, inner = evolver.ask(key, state.algorithm, params.replace(**lazy))
     choices = blocks.fill(

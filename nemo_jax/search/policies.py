@@ -1,8 +1,8 @@
 """Policies: graph neural networks that give every node logits over choices.
 
-Both follow NEMO's sequence: a graph layer, SELU, graph attention, SELU, a
-linear layer, SELU, logits. Graphs are `jraph.GraphsTuple`s; `undirected` makes
-them ready for message passing.
+Both have NEMO's layers (arXiv 2106.07611): a graph layer, SELU, graph
+attention, SELU, a linear layer, SELU, logits. Graphs are `jraph.GraphsTuple`s;
+`undirected` prepares them for message passing.
 """
 
 import functools
@@ -12,19 +12,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
 from nemo_jax.search.problem import Graph
 
-_TILE = 32  # rows of a product with a matrix that is mostly zeros
+_TILE = 32  # rows per tile of a product with a matrix that is mostly zeros
 
 
-def _edges(adjacency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _edges(
+  adjacency: Bool[np.ndarray, 'N N'],
+) -> tuple[Int[np.ndarray, ' edges'], Int[np.ndarray, ' edges']]:
+  """Senders and receivers of the edges of an adjacency matrix; int32."""
   senders, receivers = np.nonzero(adjacency)
   return senders.astype(np.int32), receivers.astype(np.int32)
 
 
-def _adjacency(graph: Graph) -> np.ndarray:
+def _adjacency(graph: Graph) -> Bool[np.ndarray, 'N N']:
+  """Adjacency matrix of a graph, by sender and receiver, with self-edges."""
   count = graph.nodes.shape[0]
   adjacency = np.eye(count, dtype=bool)
   adjacency[np.asarray(graph.senders), np.asarray(graph.receivers)] = True
@@ -32,10 +37,10 @@ def _adjacency(graph: Graph) -> np.ndarray:
 
 
 def undirected(graph: Graph) -> Graph:
-  """The graph with every edge both ways and an edge from each node to itself.
+  """The graph with every edge in both directions, and self-edges.
 
-  Searchers have to see what follows a tensor as well as what precedes it, and
-  `jraph.GAT` assumes self-edges.
+  A policy has to see the tensors that follow a tensor as well as those before
+  it, and graph attention needs the self-edges.
   """
   adjacency = _adjacency(graph)
   senders, receivers = _edges(adjacency | adjacency.T)
@@ -46,24 +51,29 @@ def undirected(graph: Graph) -> Graph:
   )
 
 
-def reach(graph: Graph, hops: int) -> np.ndarray:
-  """float32[N, N]: 1 where two nodes are at most `hops` edges apart."""
+def reach(graph: Graph, hops: int) -> Float[np.ndarray, 'N N']:
+  """Matrix with 1 where two nodes are at most `hops` edges apart; float32."""
   step = _adjacency(graph).astype(np.float32)
   return (np.linalg.matrix_power(step, hops) > 0).astype(np.float32)
 
 
 class Convolution(nn.Module):
-  """A graph convolution (Kipf and Welling 2017); self-edges are in the graph.
+  """Graph convolution (Kipf and Welling 2017); self-edges are in the graph.
 
-  Sums over neighbors come before the layer, for its inputs are the same for all
-  networks; what is not are the graph's globals, inputs at every node.
+  Sums over neighbors come before the dense layer: the nodes' features are the
+  same for all networks, so these sums are computed only once. The graph's
+  globals, which are further inputs at every node, may differ.
   """
 
   features: int
 
   @nn.compact
-  def __call__(self, graph: Graph) -> Array:
-    """From nodes [N, F], and globals [G] or None, to [N, features]."""
+  def __call__(self, graph: Graph) -> Float[Array, 'N features']:
+    """Returns new features of the nodes.
+
+    Args:
+      graph: with nodes [N, F], and globals [G] or None.
+    """
     near = reach(graph, 1)
     scale = near.sum(axis=1) ** -0.5
     near = scale[:, None] * near * scale
@@ -77,8 +87,10 @@ class Convolution(nn.Module):
     return nodes @ kernel[:width] + near.sum(axis=1)[:, None] * everywhere
 
 
-def _neighbors(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
-  """int32[D, N], the senders to each node, and bool[D, N], which there are."""
+def _neighbors(
+  graph: Graph,
+) -> tuple[Int[np.ndarray, 'D N'], Bool[np.ndarray, 'D N']]:
+  """Senders to each node, padded to the largest in-degree D, and their mask."""
   order = np.argsort(graph.receivers, kind='stable')
   receivers = np.asarray(graph.receivers)[order]
   place = np.arange(len(order)) - np.searchsorted(receivers, receivers)
@@ -90,11 +102,13 @@ def _neighbors(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _PairScores(nn.Module):
-  """A dense layer on both ends of edges, as two numbers at every node."""
+  """Dense layer on the two ends of an edge, as one term for each end."""
 
   @nn.compact
-  def __call__(self, nodes: Array) -> tuple[Array, Array]:
-    """From nodes [N, F] to the parts [N, 1] of a sender and of a receiver."""
+  def __call__(
+    self, nodes: Float[Array, 'N F']
+  ) -> tuple[Float[Array, 'N 1'], Float[Array, 'N 1']]:
+    """Returns the terms of each node as a sender and as a receiver."""
     width = nodes.shape[1]
     start = nn.initializers.lecun_normal()
     kernel = self.param('kernel', start, (2 * width, 1))
@@ -102,11 +116,13 @@ class _PairScores(nn.Module):
     return nodes @ kernel[:width], nodes @ kernel[width:] + bias
 
 
-def _attend(graph: Graph, features: int, name: str) -> Array:
-  """Graph attention of one head (Velickovic et al. 2018)."""
+def _attend(
+  graph: Graph, features: int, name: str
+) -> Float[Array, 'N {features}']:
+  """Graph attention with one head (Velickovic et al. 2018)."""
   nodes = nn.Dense(features, use_bias=False, name=f'{name}_query')(graph.nodes)
   sent, received = _PairScores(name=f'{name}_logit')(nodes)
-  # Neighbors in turn, which XLA fuses; it does not fuse sums over edges.
+  # A loop over neighbors, which XLA fuses; it does not fuse sums over edges.
   table, present = _neighbors(graph)
   logits = [
     jnp.where(there[:, None], nn.leaky_relu(sent[rows] + received), -jnp.inf)
@@ -118,8 +134,10 @@ def _attend(graph: Graph, features: int, name: str) -> Array:
   return jnp.asarray(total / sum(weights))
 
 
-def _head(graph: Graph, hidden: int, num_choices: int) -> Array:
-  """What follows the graph layer in both policies."""
+def _head(
+  graph: Graph, hidden: int, num_choices: int
+) -> Float[Array, 'N {num_choices}']:
+  """Logits: the layers after the graph layer, the same in both policies."""
   graph = graph._replace(nodes=nn.selu(graph.nodes))
   nodes = nn.selu(_attend(graph, hidden, 'attention'))
   nodes = nn.selu(nn.Dense(hidden, name='linear')(nodes))
@@ -127,25 +145,33 @@ def _head(graph: Graph, hidden: int, num_choices: int) -> Array:
 
 
 class GCN(nn.Module):
-  """Logits [N, K] by graph convolution and attention."""
+  """Policy with a graph convolution and attention.
+
+  Attributes:
+    num_choices: K.
+    hidden: features of the hidden layers.
+  """
 
   num_choices: int
   hidden: int = 8
 
   @nn.compact
-  def __call__(self, graph: Graph) -> Array:
-    """Applies the policy to a graph with nodes [N, F]."""
+  def __call__(self, graph: Graph) -> Float[Array, 'N K']:
+    """Returns the logits of a graph with nodes [N, F]."""
     nodes = Convolution(self.hidden, name='convolution')(graph)
     graph = graph._replace(nodes=nodes)
     return _head(graph, self.hidden, self.num_choices)
 
 
-def sums_within(graph: Graph, hops: int) -> Callable[[Array], Array]:
-  """From nodes [N, F] to sums [N, F] over those at most `hops` edges away.
+def sums_within(
+  graph: Graph, hops: int
+) -> Callable[[Float[ArrayLike, 'N F']], Float[Array, 'N F']]:
+  """Function from nodes to sums over the nodes at most `hops` edges away.
 
-  The product with `reach`, the same for all networks, so that those of many are
-  one product of matrices. Nodes are numbered along the network, so that a few
-  rows of a large graph reach few columns; the others take no part.
+  The sums are the product with the matrix `reach`, which is the same for all
+  networks, so that the sums of many networks are one matrix product. Nodes are
+  numbered along the network. In a large graph, a tile of rows therefore has
+  non-zeros in few columns; the product leaves out the other columns.
   """
   near = reach(graph, hops)
   count = len(near)
@@ -172,22 +198,22 @@ def sums_within(graph: Graph, hops: int) -> Callable[[Array], Array]:
 
 def _convolve_kept(
   sums: Callable[[Array], Array],
-  kept: Array,
-  nodes: Array,
+  kept: Float[Array, ' N'],
+  nodes: Float[Array, 'N F'],
   features: int,
   name: str,
-):
-  """The graph convolution among the nodes that are kept; 0 at the others."""
+) -> Float[Array, 'N {features}']:
+  """Graph convolution among the nodes where `kept` is 1; 0 at the others."""
   degree = jnp.maximum(sums(kept[:, None]), 1)
   scale = kept[:, None] * jax.lax.rsqrt(degree)
   return scale * sums(scale * nn.Dense(features, name=name)(nodes))
 
 
-def _best(score: Array, count: int) -> Array:
-  """float32[N]: 1 at the `count` best nodes, and at those as good as the last.
+def _best(score: Float[Array, ' N'], count: int) -> Float[Array, ' N']:
+  """Mask of the `count` highest scores and of ties with the lowest of them.
 
-  The bits of the least score among them are found one by one: XLA takes twice
-  as long to sort.
+  It is 1 at these nodes and 0 at the others, in float32. The lowest of the
+  scores is found bit by bit: sorting takes XLA twice as long.
   """
   score = jnp.where(score == 0, 0.0, score).view(jnp.int32)
   score ^= (score >> 31) & 0x7FFFFFFF
@@ -203,13 +229,17 @@ def _best(score: Array, count: int) -> Array:
 
 
 class GraphUNet(nn.Module):
-  """Logits [N, K] by a Graph U-Net (Gao and Ji 2019) and attention.
+  """Policy with a Graph U-Net (Gao and Ji 2019) and attention.
 
-  Each level keeps the better half of its nodes by a learned score and joins
-  those that were two edges apart, so that pooling does not tear the graph.
-  Which nodes are kept differs between networks, so a level is a mask over the
-  nodes; its edges are those of the power of the whole graph that its joins
-  amount to.
+  Each level keeps the half of its nodes with the higher learned scores. Nodes
+  that were two edges apart become neighbors, so that pooling does not
+  disconnect the graph. Networks keep different nodes, so a level is a mask over
+  all nodes, and its edges are those of a power of the whole graph.
+
+  Attributes:
+    num_choices: K.
+    hidden: features of the hidden layers.
+    depth: number of levels.
   """
 
   num_choices: int
@@ -217,8 +247,8 @@ class GraphUNet(nn.Module):
   depth: int = 2
 
   @nn.compact
-  def __call__(self, graph: Graph) -> Array:
-    """Applies the policy to a graph with nodes [N, F]."""
+  def __call__(self, graph: Graph) -> Float[Array, 'N K']:
+    """Returns the logits of a graph with nodes [N, F]."""
     nodes = nn.selu(Convolution(self.hidden, name='convolution')(graph))
     count = nodes.shape[0]
     sums, kept = sums_within(graph, 1), jnp.ones(count)
@@ -229,7 +259,7 @@ class GraphUNet(nn.Module):
       count = (count + 1) // 2
       kept = _best(jnp.where(kept > 0, score, -jnp.inf), count)
       sums = sums_within(graph, 2 ** (level + 1))
-      # The gate lets the score be learned, and bounds what passes.
+      # The gate makes the output depend on the score, and bounds the values.
       nodes = nodes * nn.sigmoid(score)[:, None]
       nodes = _convolve_kept(sums, kept, nodes, self.hidden, f'down_{level}')
       nodes = nn.selu(nodes)

@@ -1,30 +1,33 @@
-"""An additive estimate of the objectives, and what is best by it at a price.
+"""Optimal configurations under a problem's prior, by Lagrangian relaxation.
 
-With a price on every cost the best configuration is found node by node, or pair
-by pair where a cost is a product of two choices: Lagrangian relaxation of the
-multiple-choice knapsack (Everett 1963), as MPQCO (arXiv 2110.06554) and HAWQ-V3
-solve for bit-widths. All prices together give the convex front of the prior.
+A price is the Lagrange multiplier of a cost. For given prices, the
+configuration with the least loss + prices x costs is found node by node, or by
+message passing where a cost is a product of two nodes' choices. This is the
+Lagrangian relaxation (Everett 1963) of the multiple-choice knapsack that MPQCO
+(arXiv 2110.06554) and HAWQ-V3 solve for bit-widths. All prices together give
+the convex Pareto front of the prior.
 """
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.search.problem import Prior, Problem
 
-# Messages go no further than this: enough for trees that are as far across.
+# Most rounds of messages: enough for trees with paths of so many edges.
 MOST_ROUNDS = 8
-_FORBIDDEN = 1e12
+_FORBIDDEN = 1e12  # loss of a choice that is not allowed
 
 
 def is_known(problem: Problem) -> bool:
-  """Whether there is a prior, with a cost to put a price on."""
+  """Whether the problem has a prior with at least one cost."""
   prior = problem.prior
   return prior is not None and np.shape(prior.costs)[-1] > 0
 
@@ -33,7 +36,7 @@ def of(problem: Problem) -> Prior:
   """The prior of a problem.
 
   Raises:
-    InputError: it has none, or one without costs.
+    InputError: the problem has no prior, or one without costs.
   """
   if problem.prior is None or not is_known(problem):
     raise InputError(
@@ -43,8 +46,8 @@ def of(problem: Problem) -> Prior:
   return problem.prior
 
 
-def totals(prior: Prior, choices: Array) -> Array:
-  """float32[1 + C]: loss and costs of a configuration [N], by the prior."""
+def totals(prior: Prior, choices: Int[ArrayLike, ' N']) -> Float[Array, ' 1+C']:
+  """Loss and costs of a configuration, by the prior; float32."""
   prior = jax.tree.map(jnp.asarray, prior)
   nodes = jnp.arange(choices.shape[0])
   left, right = choices[prior.pairs.T]
@@ -55,8 +58,11 @@ def totals(prior: Prior, choices: Array) -> Array:
   return jnp.concatenate([loss[None], costs])
 
 
-def spans(prior: Prior) -> np.ndarray:
-  """float64[C]: about what each cost differs by over all configurations."""
+def spans(prior: Prior) -> Float[np.ndarray, ' C']:
+  """Range of each cost over all configurations, about; float64.
+
+  A cost that is the same everywhere has 1.
+  """
   nodes = np.asarray(prior.costs, np.float64)
   pairs = np.asarray(prior.pair_costs, np.float64)
   span = np.ptp(nodes, axis=1).sum(axis=0)
@@ -64,13 +70,15 @@ def spans(prior: Prior) -> np.ndarray:
   return np.where(span > 0, span, 1)
 
 
-def hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
-  """Rows of the lower convex hull, from the cheapest to the least loss."""
+def hull(
+  cost: Float[np.ndarray, ' n'], loss: Float[np.ndarray, ' n']
+) -> list[Any]:
+  """Rows on the lower convex hull, from the least cost to the least loss."""
   rows = []
   for row in np.lexsort((loss, cost)):
     if rows and loss[row] >= loss[rows[-1]]:
       continue
-    # A step gains more for its cost than the next.
+    # Each step along the hull gains more per cost than the next one.
     while len(rows) > 1 and gain(cost, loss, *rows[-2:]) <= gain(
       cost, loss, rows[-1], row
     ):
@@ -79,17 +87,19 @@ def hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
   return rows
 
 
-def gain(cost: np.ndarray, loss: np.ndarray, a: int, b: int) -> float:
-  """How much less is lost for each unit of cost, from row a to row b."""
+def gain(
+  cost: Float[np.ndarray, ' n'], loss: Float[np.ndarray, ' n'], a: Any, b: Any
+) -> Any:
+  """Decrease of the loss per increase of the cost, from row a to row b."""
   return (loss[a] - loss[b]) / (cost[b] - cost[a])
 
 
-def exchange_rates(prior: Prior) -> np.ndarray:
-  """float32[T]: loss for cost of all steps that are worth taking, sorted.
+def exchange_rates(prior: Prior) -> Float[np.ndarray, ' T']:
+  """Gains of all steps along the convex hull of each node's choices, sorted.
 
-  They are those along the convex hull of each node's choices: about the prices
-  at which something changes. Costs are in units of `spans`, and averaged; a
-  partner in a pair is taken at the mean of its choices.
+  A gain is a decrease of the loss per increase of the cost; float32. The
+  optimal configuration changes at about these prices. Costs are in units of
+  `spans` and averaged; a pair cost is averaged over the partner's choices.
   """
   span = spans(prior)
   costs = np.asarray(prior.costs, np.float64).copy()
@@ -109,7 +119,10 @@ def exchange_rates(prior: Prior) -> np.ndarray:
 
 
 def rounds(prior: Prior) -> int:
-  """How often nodes have to hear from each other in `cheapest`."""
+  """Rounds of messages for `cheapest`: the longest path along the pairs.
+
+  At most MOST_ROUNDS.
+  """
   count, pairs = len(prior.loss), np.asarray(prior.pairs)
   if not len(pairs):
     return 0
@@ -123,19 +136,23 @@ def rounds(prior: Prior) -> int:
 
 
 def cheapest(
-  prior: Prior, allowed: ArrayLike, prices: Array, factors: Array, hops: int
-) -> Array:
-  """int32[N]: the least of factors x loss + prices x costs, over all choices.
+  prior: Prior,
+  allowed: Bool[ArrayLike, 'N K'],
+  prices: Float[ArrayLike, ' C'],
+  factors: Float[ArrayLike, ' N'] | Float[ArrayLike, 'N K'],
+  hops: int,
+) -> Int[Array, ' N']:
+  """Configuration with the least factors x loss + prices x costs; int32.
 
-  By min-sum message passing (Pearl 1988), which is exact where the pairs form
-  trees of at most MOST_ROUNDS across, as an activation and the weights that it
-  meets do; elsewhere it is an approximation.
+  By min-sum message passing (Pearl 1988). It is exact if the pairs form trees
+  with paths of at most MOST_ROUNDS edges, such as an activation and the weights
+  it is multiplied with; otherwise it is an approximation.
 
   Args:
     prior: of the problem.
-    allowed: bool[N, K].
-    prices: float32[C].
-    factors: float32[N] or [N, K], of the losses at each node.
+    allowed: choices that the target can run.
+    prices: Lagrange multiplier of each cost.
+    factors: on the losses of each node, or of each of its choices.
     hops: rounds of messages, from `rounds`.
   """
   prior = jax.tree.map(jnp.asarray, prior)
@@ -150,59 +167,62 @@ def cheapest(
     to_left, to_right = messages
     return own.at[left].add(to_left).at[right].add(to_right)
 
-  def tell(messages, _):
+  def send(messages, _):
     to_left, to_right = messages
-    heard = belief(messages)
-    # What a node heard from the other it does not tell it.
-    from_left = (heard[left] - to_left)[:, :, None] + joint
-    from_right = (heard[right] - to_right)[:, None, :] + joint
-    told = jnp.min(from_right, axis=2), jnp.min(from_left, axis=1)
-    # Only differences count; without this they would grow with every round.
-    told = tuple(x - jnp.min(x, axis=1, keepdims=True) for x in told)
-    return told, None
+    total = belief(messages)
+    # A message leaves out what its receiver sent.
+    from_left = (total[left] - to_left)[:, :, None] + joint
+    from_right = (total[right] - to_right)[:, None, :] + joint
+    sent = jnp.min(from_right, axis=2), jnp.min(from_left, axis=1)
+    # Only differences count; without this, messages would grow in every round.
+    sent = tuple(x - jnp.min(x, axis=1, keepdims=True) for x in sent)
+    return sent, None
 
-  messages, _ = jax.lax.scan(tell, (silent, silent), None, length=hops)
-  # Whatever the prices, nothing is chosen that is not allowed.
+  messages, _ = jax.lax.scan(send, (silent, silent), None, length=hops)
+  # Prices may outweigh _FORBIDDEN, so the choices are masked once more.
   final = jnp.where(allowed, belief(messages), jnp.inf)
   return jnp.argmin(final, axis=-1).astype(jnp.int32)
 
 
 def draw_prices(
-  key: Array, rates: ArrayLike, span: ArrayLike, count: int
-) -> Array:
-  """float32[count, C]: prices at random, such that all of a front is met.
+  key: Array,
+  rates: Float[ArrayLike, ' T'],
+  span: Float[ArrayLike, ' C'],
+  count: int,
+) -> Float[Array, '{count} C']:
+  """Random prices that cover the whole front of the prior; float32.
 
-  Their mean level is one of the rates at which something changes, between two
-  of them at random; it is divided among the costs at random, often unevenly.
+  The level of the prices is drawn between two neighbouring exchange rates. It
+  is then divided among the costs at random, often unevenly.
 
   Args:
     key: random key.
     rates: from `exchange_rates`.
     span: from `spans`.
-    count: of prices.
+    count: number of price vectors.
   """
   key_level, key_share = jax.random.split(key)
   place = jax.random.uniform(key_level, (count,)) * (rates.shape[0] - 1)
   index = jnp.arange(rates.shape[0])
   level = jnp.exp(jnp.interp(place, index, jnp.log(rates)))
-  # Weibull numbers are as uneven as those of a Dirichlet distribution, which
-  # take as long to draw as all that is done with them.
+  # Weibull numbers are as uneven as those of a Dirichlet distribution, but much
+  # faster to draw.
   part = jax.random.weibull_min(key_share, 1.0, 0.7, (count, span.shape[0]))
   share = part / jnp.sum(part, axis=1, keepdims=True)
   return level[:, None] * jnp.maximum(share, 1e-6) / span
 
 
 class Market(NamedTuple):
-  """What prices do to the choices of one problem."""
+  """Lagrangian relaxation of one problem; see `draw_prices` and `cheapest`."""
 
-  usual: Array  # float32[C], logarithms of prices in the middle of the front
+  usual: Float[Array, ' C']  # logarithms of prices in the middle of the front
   draw: Callable[[Array, int], Array]  # (key, count) -> prices [count, C]
+  # (prices [C], factors [N] or [N, K]) -> choices [N]
   solve: Callable[[Array, Array], Array]
-  # (prices [C], factors [N] or [N, K]) -> choices [N], see `cheapest`
 
 
 def market(problem: Problem) -> Market:
-  """The market of a problem; what it needs is computed here, once.
+  """Market of a problem; rates, spans and rounds are computed only once.
 
   Raises:
     InputError: as for `of`.
@@ -218,8 +238,8 @@ def market(problem: Problem) -> Market:
   )
 
 
-def front(key: Array, problem: Problem, count: int) -> Array:
-  """int32[count, N]: what is cheapest by the prior, at prices at random.
+def front(key: Array, problem: Problem, count: int) -> Int[Array, '{count} N']:
+  """Optimal configurations under the prior at random prices; int32.
 
   Raises:
     InputError: as for `of`.

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from nemo_jax.core.types import Array, ArrayLike, PyTree
 from nemo_jax.pareto.archive import Population
@@ -38,6 +38,7 @@ __all__ = [
   'Population',
   'Prior',
   'Problem',
+  'Select',
   'Species',
   'SpeciesBuilder',
   'Surrogate',
@@ -113,11 +114,12 @@ class Problem:
     known_objectives: see `KnownObjectives`; None if they are not known.
   """
 
+  # Loosely typed: JAX also rebuilds this with other leaves than arrays.
   graph: Graph
   data: PyTree
-  allowed: ArrayLike
-  ideal: ArrayLike
-  reference: ArrayLike
+  allowed: Any
+  ideal: Any
+  reference: Any
   evaluate: Evaluate = flax.struct.field(pytree_node=False)
   objective_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
   mesh: jax.sharding.Mesh | None = flax.struct.field(
@@ -164,7 +166,7 @@ class Ask(Protocol):
 
   def __call__(
     self, key: Array, state: PyTree
-  ) -> tuple[Int[Array, 'Q N'], PyTree]:
+  ) -> tuple[Integer[Array, 'Q N'], PyTree]:
     """Returns the choices of all proposals, and the next state.
 
     The search replaces a choice that a node does not allow by the nearest

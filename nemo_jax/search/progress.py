@@ -13,7 +13,8 @@ def scale(
   problem: Problem, objectives: Float[ArrayLike, '... M']
 ) -> Float[Array, '... M']:
   """Objectives with the ideal point at 0 and the reference point at 1."""
-  return (objectives - problem.ideal) / (problem.reference - problem.ideal)
+  span = problem.reference - problem.ideal
+  return jnp.asarray((objectives - problem.ideal) / span)
 
 
 def hypervolume(

@@ -1,14 +1,13 @@
-"""Which of the proposals are evaluated.
-
-Here alone it is decided whether the surrogate chooses among them.
-"""
+"""Selection of the proposals to evaluate, with or without a surrogate."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int, Integer
 
 from nemo_jax import pareto
 from nemo_jax.core import checks
@@ -16,49 +15,54 @@ from nemo_jax.core.types import Array, InputError, PyTree
 from nemo_jax.pareto.archive import Population
 from nemo_jax.search import variation
 from nemo_jax.search.allocation import place_of
-from nemo_jax.search.problem import Ask, Problem, Species, Surrogate
+from nemo_jax.search.problem import Ask, Problem, Select, Species, Surrogate
 
-# In which a surrogate picks proposals, at most.
+# Most rounds in which a surrogate picks proposals.
 ROUNDS = 64
-# Proposals that a surrogate sees, or half as many more as there are places.
+# Most proposals that a surrogate sees; 3 P / 2 if that is larger.
 PROPOSALS = 1024
 
 
 @flax.struct.dataclass
 class Asked:
-  """What the species proposed, R rows in all, and which of it to evaluate.
+  """Proposals of all species, R rows in all, and which of them to evaluate.
 
   Attributes:
-    choices: int32[P, N], to be evaluated.
-    proposer: int32[P], the species of each.
-    row: int32[P], the row of `proposed` behind each.
-    proposed: [R, N], rows of a species together, in few bytes.
-    queue: int32[R], the same rows, species by species, in order of preference.
-    counts: how many rows of `proposed` are of each species.
+    choices: int32[P, N], the candidates to evaluate.
+    proposer: int32[P], the species of each candidate.
+    row: int32[P], the row of `proposed` of each candidate.
+    proposed: [R, N], all proposals, those of a species together; in the
+      narrowest type, see `narrow`.
+    queue: int32[R], the rows of `proposed`, species by species, in order of
+      preference.
+    counts: number of proposals of each species.
   """
 
-  choices: Array
-  proposer: Array
-  row: Array
-  proposed: Array
-  queue: Array
+  # Loosely typed: JAX also rebuilds this with other leaves than arrays.
+  choices: Any
+  proposer: Any
+  row: Any
+  proposed: Any
+  queue: Any
   counts: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
-def starts(counts: Sequence[int]) -> np.ndarray:
-  """int[S]: the first row of each species, of so many rows each."""
+def starts(counts: Sequence[int]) -> Int[np.ndarray, ' S']:
+  """First row of each species, given the number of rows of each."""
   return np.cumsum([0, *counts[:-1]])
 
 
-def narrow(problem: Problem, choices: Array) -> Array:
-  """The same choices, in as few bytes as hold them."""
+def narrow(
+  problem: Problem, choices: Integer[Array, 'n N']
+) -> Integer[Array, 'n N']:
+  """The same choices, in the narrowest unsigned type that holds them."""
   return choices.astype(np.min_scalar_type(problem.allowed.shape[1] - 1))
 
 
 def _proposals(
   ask: Ask, problem: Problem, key: Array, state: PyTree
-) -> tuple[Array, PyTree]:
-  """Proposals [Q, N] of a species, all of them allowed, and its state."""
+) -> tuple[Integer[Array, 'Q N'], PyTree]:
+  """Proposals of a species, made allowed and narrow, and its next state."""
   choices, state = ask(key, state)
   nodes, count = problem.allowed.shape
   choices = checks.array(
@@ -79,20 +83,25 @@ def propose(
   surrogate: Surrogate | None,
   surrogate_state: PyTree,
 ) -> tuple[Asked, tuple[PyTree, ...]]:
-  """The proposals of all species, what to evaluate of them, and their states.
+  """Proposals of all species with the candidates to evaluate, and next states.
+
+  With a surrogate that has `select`, the candidates are those it picks. Without
+  one, each species has as many as it has places: its first new proposals, or
+  repeated ones where it has too few.
 
   Args:
-    problem: what is searched; its data are not read.
+    problem: the problem to search; its data are not read.
     key: random key.
     population: [P, ...], sorted by species.
-    archive: the non-dominated points so far.
+    archive: the non-dominated solutions so far.
     species: S of them.
-    states: of each.
+    states: state of each species.
     surrogate: of the search, or None.
     surrogate_state: its state.
 
   Raises:
-    InputError: a species does not propose choices, or fewer than P.
+    InputError: what a species proposes is not an array of choices, or has fewer
+      than P rows.
   """
   *keys, select_key = jax.random.split(key, len(species) + 1)
   screened = surrogate is not None and surrogate.select is not None
@@ -138,8 +147,13 @@ def propose(
   return Asked(choices, proposer[row], row, proposed, queue, counts), states
 
 
-def _repeated(problem, population, archive, proposed) -> Array:
-  """bool[R]: alive already, in the archive, or proposed before."""
+def _repeated(
+  problem: Problem,
+  population: Population,
+  archive: Population,
+  proposed: Integer[Array, 'R N'],
+) -> Bool[Array, ' R']:
+  """Whether each proposal is in the archive or population, or came before."""
   living = jnp.all(jnp.isfinite(population.objectives), axis=-1)
   archived = jnp.all(jnp.isfinite(archive.objectives), axis=-1)
   rows = [archive.choices, population.choices, proposed]
@@ -150,23 +164,34 @@ def _repeated(problem, population, archive, proposed) -> Array:
   return repeated[-len(proposed) :]
 
 
-def _places(population: Population, count: int) -> Array:
-  """int32[S]: how many proposals of each species may be evaluated."""
+def _places(population: Population, count: int) -> Int[Array, ' S']:
+  """How many proposals of each of S = `count` species may be evaluated."""
   owners = population.species
   places = jax.ops.segment_sum(jnp.ones_like(owners), owners, count)
   living = jnp.all(jnp.isfinite(population.objectives), axis=-1)
-  # In the first generation no species has earned its places yet.
+  # In the first generation, sizes do not depend on utility yet.
   return jnp.where(jnp.any(living), places, len(owners))
 
 
 def _rounds(
-  key, select, state, archive, proposed, proposer, repeated, places, count
-) -> Array:
-  """int32[R]: when each is picked, ROUNDS if never; as much later if repeated.
+  key: Array,
+  select: Select,
+  state: PyTree,
+  archive: Population,
+  proposed: Integer[Array, 'R N'],
+  proposer: Int[Array, ' R'],
+  repeated: Bool[Array, ' R'],
+  places: Int[Array, ' S'],
+  count: int,
+) -> Int[Array, ' R']:
+  """Round in which each proposal is picked; int32.
 
-  Places for which a species has nothing new go to new proposals of others.
+  It is ROUNDS for a new proposal that is not picked, and larger for a repeated
+  one. So places for which a species has no new proposal go to new proposals of
+  other species.
   """
-  # Of very many proposals the surrogate sees the first of each species.
+  # If there are too many proposals, the surrogate sees the first new ones of
+  # each species.
   most = max(PROPOSALS, 3 * count // 2)
   longest = len(proposed)
   early = pareto.order(longest * repeated + place_of(proposer), 2 * longest)
@@ -186,11 +211,14 @@ def _rounds(
 
 
 def _by_round(
-  rounds: Array, proposer: Array, owners: Array, count: int
-) -> tuple[Array, Array]:
-  """The queue int32[R], and the P rows to evaluate, ascending.
+  rounds: Int[Array, ' R'],
+  proposer: Int[Array, ' R'],
+  owners: Int[Array, ' P'],
+  count: int,
+) -> tuple[Int[Array, ' R'], Int[Array, ' P']]:
+  """The queue, and the rows to evaluate, ascending; see `Asked`.
 
-  Each species' rows to evaluate are the first of its part of the queue.
+  The rows to evaluate of a species are the first ones of its part of the queue.
   """
   last = 2 * (ROUNDS + 1)
   row = pareto.order(rounds, last)[: len(owners)]

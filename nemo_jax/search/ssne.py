@@ -1,11 +1,12 @@
 """Sub-structure neuroevolution (SSNE) as an evosax algorithm.
 
 The evolutionary operators of NEMO's graph neural networks (arXiv 2106.07611),
-after Khadka and Tumer 2018 and EGRL (arXiv 2007.07298): a network's tensors
-are crossed and mutated one by one.
+after Khadka and Tumer 2018 and EGRL (arXiv 2007.07298): crossover and mutation
+apply to each tensor of a network separately.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +14,38 @@ import numpy as np
 from evosax.algorithms.population_based import base
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from flax import struct
+from jaxtyping import Bool, Float, Shaped
 
+from nemo_jax.core.types import Array
 from nemo_jax.search import blocks, variation
 
 
 @struct.dataclass
 class State(base.State):
-  """Population [P, D] and fitness [P]; nothing beside evosax's own."""
+  """State with a population [P, D] and fitness [P], the fields of evosax."""
+
+  # evosax annotates these as numbers; they are arrays while they are traced.
+  best_fitness: Any
+  generation_counter: Any
 
 
 @struct.dataclass
 class Params(base.Params):
-  """Rates of the operators; the paper's values were not recovered.
+  """Rates of the operators; those of the paper are not known.
 
   Attributes:
     mut_dist: probability that a tensor is mutated.
     cr_dist: probability that a tensor is crossed with that of the mate.
-    std: of the Gaussian noise, in units of the tensor's own spread.
-    wanted: how many children are made, in whole blocks; the others are copies
-      of the first.
+    std: of the Gaussian noise, in units of the tensor's root mean square.
+    wanted: number of children to make, rounded up to whole blocks; the others
+      are copies of the first.
   """
 
-  mut_dist: float = 0.5
-  cr_dist: float = 0.3
-  std: float = 0.3
-  wanted: int = np.iinfo(np.int32).max
+  # Numbers, or arrays while they are traced.
+  mut_dist: Any = 0.5
+  cr_dist: Any = 0.3
+  std: Any = 0.3
+  wanted: Any = np.iinfo(np.int32).max
 
 
 class SSNE(base.PopulationBasedAlgorithm):
@@ -51,18 +59,27 @@ class SSNE(base.PopulationBasedAlgorithm):
     metrics_fn: Callable = base.metrics_fn,
     sizes: Sequence[int] | None = None,
   ):
-    """As evosax's own, but for the `sizes` of tensors in a solution [D]."""
+    """Takes the arguments of evosax, and the sizes of the tensors.
+
+    Args:
+      population_size: P.
+      solution: an example of a solution.
+      fitness_shaping_fn: see evosax.
+      metrics_fn: see evosax.
+      sizes: of the tensors in a solution [D]; those of its leaves if absent.
+    """
     super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
     own = [leaf.size for leaf in jax.tree.leaves(solution)]
     self.sizes = np.asarray(own if sizes is None else sizes)
 
   @property
+  # The base class annotates it as an attribute.
   def _default_params(  # ty: ignore[incompatible-property-override]
     self,
   ) -> Params:
     return Params()
 
-  def _init(self, key: jax.Array, params: Params) -> State:
+  def _init(self, key: Array, params: Params) -> State:
     del key, params
     return State(
       population=jnp.full((self.population_size, self.num_dims), jnp.nan),
@@ -72,13 +89,13 @@ class SSNE(base.PopulationBasedAlgorithm):
       generation_counter=0,
     )
 
-  def _by_tensor(self, key: jax.Array, rate: float, rows: int) -> jax.Array:
-    """bool[rows, D]: each tensor of each child with probability `rate`."""
+  def _by_tensor(self, key: Array, rate: Any, rows: int) -> Bool[Array, 'n D']:
+    """Mask of the weights of random tensors, each with probability `rate`."""
     shape = (rows, len(self.sizes))
     return self._repeat(jax.random.bernoulli(key, rate, shape))
 
-  def _repeat(self, values: jax.Array) -> jax.Array:
-    """[rows, D]: a value of each tensor [rows, T], for all weights in it."""
+  def _repeat(self, values: Shaped[Array, 'n T']) -> Shaped[Array, 'n D']:
+    """The value of each tensor, repeated for all weights in it."""
     # Not jnp.repeat: XLA broadcasts several times faster than it gathers.
     spread = [
       jnp.broadcast_to(column[:, None], (len(values), size))
@@ -86,17 +103,20 @@ class SSNE(base.PopulationBasedAlgorithm):
     ]
     return jnp.concatenate(spread, axis=1)
 
-  def _spread(self, children: jax.Array) -> jax.Array:
-    """float[rows, D]: root mean square of the tensor that a weight is in."""
+  def _spread(self, children: Float[Array, 'n D']) -> Float[Array, 'n D']:
+    """Root mean square of the tensor of each weight, at least 0.1."""
     tensors = jnp.split(children, np.cumsum(self.sizes)[:-1], axis=1)
     square = [jnp.mean(tensor**2, axis=1) for tensor in tensors]
-    # A tensor of zeros, such as a fresh bias, is moved on a scale of 0.1.
+    # So that a tensor of zeros, such as a new bias, can change.
     return self._repeat(jnp.maximum(jnp.sqrt(jnp.stack(square, 1)), 0.1))
 
-  def _breed(self, key, state, params, rows):
+  def _breed(
+    self, key: Array, state: State, params: Params, rows: int
+  ) -> Float[Array, 'n D']:
+    """Children [rows, D] by tournament selection, crossover and mutation."""
     keys = jax.random.split(key, 6)
-    everyone = jnp.ones(self.population_size, bool)
-    pick = lambda k: variation.tournament(k, state.fitness, everyone, rows)
+    all_rows = jnp.ones(self.population_size, bool)
+    pick = lambda k: variation.tournament(k, state.fitness, all_rows, rows)
     child, mate = (state.population[pick(k)] for k in keys[:2])
     swapped = self._by_tensor(keys[2], params.cr_dist, rows)
     swapped &= variation.coins(keys[3], child.shape)

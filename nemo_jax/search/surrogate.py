@@ -1,43 +1,53 @@
 """Gaussian-process surrogate of the first objective.
 
-Its mean is the problem's prior: the first objective is taken to be the sum of
-the estimated losses, each with an unknown factor, up to a smooth function of
-that sum. The other objectives are known exactly, so that
-the expected gain in hypervolume (Emmerich 2005) is a mean, over costs, of
-expected improvements (Jones et al. 1998) of the first one. All proposals count
-as equally uncertain: how much each is by the posterior takes most of the time
-of a generation, and found no more.
+The model: the first objective is the sum of the prior's losses, each multiplied
+by an unknown factor, up to an unknown smooth function of that sum. The
+logarithms of factors and function are a Gaussian process with mean zero.
+
+The other objectives are known exactly. The expected hypervolume improvement
+(Emmerich 2005) is therefore the mean, over costs, of the expected improvement
+(Jones et al. 1998) of the first objective. All proposals are given the same
+standard deviation: computing that of the posterior would take most of the time
+of a generation, and did not lead to better fronts.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax import pareto
-from nemo_jax.core.types import Array
+from nemo_jax.core.types import Array, ArrayLike
+from nemo_jax.search.picking import pick
 from nemo_jax.search.problem import Population, Problem, Surrogate
-from nemo_jax.search.screening import ROUNDS
 
 # Added to the first objective, in units of its bounds, before the logarithm.
 FLOOR = 1e-3
 # Standard deviations of the kernel, all in logarithms of the first objective.
 CONSTANT, SLOPE, BEND = 1.0, 0.3, 0.3  # of the smooth function
-NODE, CHOICE = 0.5, 0.5  # of a factor: the part of the node, of its choice
-NOISE = 0.05  # of what is left
-MEMORY = 256  # evaluations that are learned from
-POINTS = 1024  # at which costs the front is looked at
-MEASURED = 32  # proposals whose gain is measured at once
+NODE, CHOICE = 0.5, 0.5  # of a factor: the terms of its node and of its choice
+NOISE = 0.05  # of the residual
+MEMORY = 256  # H, the last evaluations, to which the surrogate is fitted
+POINTS = 1024  # T, points in the space of costs for the expected improvement
+MEASURED = 32  # proposals whose gain is computed in one step
 
 
-# What accelerators round to fewer bits would leave a Gram matrix indefinite.
+# In full precision: with the default one of accelerators, a Gram matrix may not
+# be positive definite.
 _product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def remember(key: Array, seen: Population, evaluated: Population) -> Population:
-  """The last of what was evaluated; of too many at once, some at random."""
+  """The last H evaluations; random ones if more than H are new.
+
+  Args:
+    key: random key.
+    seen: [H, ...], the evaluations so far.
+    evaluated: [P, ...], the new ones.
+  """
   if len(evaluated.choices) > len(seen.choices):
     rows = jax.random.permutation(key, len(evaluated.choices))
     evaluated = jax.tree.map(lambda x: x[rows], evaluated)
@@ -46,15 +56,21 @@ def remember(key: Array, seen: Population, evaluated: Population) -> Population:
 
 
 class Features(NamedTuple):
-  """What the kernel sees of configurations."""
+  """Inputs of the kernel, for n configurations.
 
-  level: Array  # [n], logarithm of the estimated loss
-  node: Array  # [n, N], share of each node in it: its slope by log factors
-  choice: Array  # [n, N x K], the same at the choices that were taken
+  The share of a node in the loss is also the derivative of the loss's logarithm
+  by the logarithm of the node's factor.
+  """
+
+  level: Float[Array, ' n']  # logarithm of the prior's loss
+  node: Float[Array, 'n N']  # share of each node in the loss
+  choice: Float[Array, 'n NK']  # the same by node and choice; 0 if not taken
 
 
-def _shares(problem: Problem, choices: Array) -> tuple[Array, Array]:
-  """Level [n] and shares [n, N] of `Features`."""
+def _shares(
+  problem: Problem, choices: Int[ArrayLike, 'n N']
+) -> tuple[Float[Array, ' n'], Float[Array, 'n N']]:
+  """`level` and `node` of `Features`."""
   assert problem.prior is not None  # see `make`
   loss = jnp.asarray(problem.prior.loss)
   unit = problem.reference[0] - problem.ideal[0]
@@ -63,57 +79,61 @@ def _shares(problem: Problem, choices: Array) -> tuple[Array, Array]:
   return jnp.log(total[:, 0]), parts / total
 
 
-def _look_up(table: Array, choices: Array) -> Array:
-  """[n, N]: what a table [N, K] has for each node's choice."""
+def _look_up(
+  table: Float[Array, 'N K'], choices: Int[ArrayLike, 'n N']
+) -> Float[Array, 'n N']:
+  """The entry of the table for each node's choice."""
   start = jnp.arange(table.shape[0]) * table.shape[1]
   return table.reshape(-1)[start + choices]
 
 
-def features(problem: Problem, choices: Array) -> Features:
-  """Of configurations [n, N]."""
+def features(problem: Problem, choices: Int[ArrayLike, 'n N']) -> Features:
+  """Inputs of the kernel for configurations."""
   level, share = _shares(problem, choices)
   taken = jax.nn.one_hot(choices, problem.allowed.shape[1])
   choice = (share[..., None] * taken).reshape(len(choices), -1)
   return Features(level, share, choice)
 
 
-def _shared(one: Array, two: Array) -> Array:
-  """[n, m]: the part of the kernel that levels [n] and [m] decide."""
+def _shared(
+  one: Float[Array, ' n'], two: Float[Array, ' m']
+) -> Float[Array, 'n m']:
+  """Term of the kernel for the smooth function, between levels."""
   apart = one[:, None] - two
   linear = SLOPE**2 * one[:, None] * two
   return CONSTANT**2 + linear + BEND**2 * jnp.exp(-0.5 * apart**2)
 
 
-def _kernel(one: Features, two: Features) -> Array:
-  """float32[n, m]."""
+def _kernel(one: Features, two: Features) -> Float[Array, 'n m']:
+  """Kernel matrix [n, m] of n and m configurations; float32."""
   nodes = NODE**2 * _product(one.node, two.node.T)
   choices = CHOICE**2 * _product(one.choice, two.choice.T)
   return _shared(one.level, two.level) + nodes + choices
 
 
 class Learned(NamedTuple):
-  """What evaluations say about the factors on the estimated losses."""
+  """Posterior of the surrogate, given H evaluations."""
 
-  features: Features
-  known: Array  # bool[H], the other rows are empty
-  gap: Array  # float32[H], logarithms of what the estimate left unexplained
-  factor: Array  # float32[H, H], of the Gram matrix by Cholesky
+  features: Features  # of H configurations
+  known: Bool[Array, ' H']  # the other rows are empty
+  gap: Float[Array, ' H']  # logarithm of the ratio of measured to prior loss
+  factor: Float[Array, 'H H']  # Cholesky factor of the Gram matrix
 
 
 class Belief(NamedTuple):
-  """The mean of what was learned."""
+  """Mean of the posterior, in the form that predictions need."""
 
-  level: Array  # float32[H], of what was seen
-  weight: Array  # float32[H], of each in the smooth function
-  log_factors: Array  # float32[N, K], on the estimated losses
+  level: Float[Array, ' H']  # of the evaluated configurations
+  weight: Float[Array, ' H']  # of each of them in the smooth function
+  log_factors: Float[Array, 'N K']  # on the losses of the prior
 
 
 def learn(problem: Problem, seen: Population) -> Learned:
-  """From what was evaluated.
+  """Posterior of the surrogate, given evaluations.
 
   Args:
     problem: with a prior.
-    seen: [H, ...]; empty rows are passed over.
+    seen: [H, ...], the evaluations; empty and failed rows are left out.
   """
   known = jnp.all(jnp.isfinite(seen.objectives), axis=-1)
   values = (seen.objectives[:, 0] - problem.ideal[0]) / (
@@ -123,19 +143,23 @@ def learn(problem: Problem, seen: Population) -> Learned:
   past = features(problem, seen.choices)
   gap = jnp.where(known, jnp.log(values + FLOOR) - past.level, 0)
   gram = jnp.where(known[:, None] & known, _kernel(past, past), 0)
-  # Empty rows stand alone.
+  # Empty rows are uncorrelated with all others.
   gram += jnp.diag(jnp.where(known, NOISE**2, 1.0))
   factor, _ = jax.scipy.linalg.cho_factor(gram, lower=True)
   return Learned(past, known, gap, factor)
 
 
-def _solve(learned: Learned, values: Array) -> Array:
-  """float32[H, ...]: the inverse of the Gram matrix, times values."""
+def _solve(
+  learned: Learned, values: Float[Array, 'H ...']
+) -> Float[Array, 'H ...']:
+  """Product of the inverse Gram matrix with values."""
   return jax.scipy.linalg.cho_solve((learned.factor, True), values)
 
 
-def _log_factors(learned: Learned, weights: Array, choices: int) -> Array:
-  """float32[..., N, K]: what weights [..., H] of what was seen amount to."""
+def _log_factors(
+  learned: Learned, weights: Float[Array, '*s H'], choices: int
+) -> Float[Array, '*s N K']:
+  """Logarithms of factors, for weights of the evaluations; K is `choices`."""
   node = NODE**2 * _product(weights, learned.features.node)
   choice = CHOICE**2 * _product(weights, learned.features.choice)
   shape = (*node.shape, choices)
@@ -143,14 +167,14 @@ def _log_factors(learned: Learned, weights: Array, choices: int) -> Array:
 
 
 def nothing(problem: Problem) -> Belief:
-  """The belief before anything was seen."""
+  """Belief before the first evaluation: factors of one."""
   none = jnp.zeros(MEMORY, jnp.float32)
   factors = jnp.zeros(problem.allowed.shape, jnp.float32)
   return Belief(none, none, factors)
 
 
 def believe(learned: Learned) -> Belief:
-  """The mean of the posterior."""
+  """Mean of the posterior."""
   weight = _solve(learned, learned.gap)
   nodes = learned.features.node.shape[1]
   choices = learned.features.choice.shape[1] // nodes
@@ -158,13 +182,17 @@ def believe(learned: Learned) -> Belief:
   return Belief(learned.features.level, weight, factors)
 
 
-def expect(problem: Problem, belief: Belief, choices: Array) -> Array:
-  """float32[n]: log(first objective + FLOOR), in its bounds, by the mean.
+def expect(
+  problem: Problem, belief: Belief, choices: Int[ArrayLike, 'n N']
+) -> Float[Array, ' n']:
+  """Predicted log(first objective + FLOOR), by the mean of the posterior.
+
+  The objective is in units of its bounds: 0 at the ideal, 1 at the reference.
 
   Args:
     problem: with a prior.
     belief: from `believe`.
-    choices: [n, N].
+    choices: of each configuration.
   """
   level, share = _shares(problem, choices)
   smooth = _product(_shared(level, belief.level), belief.weight)
@@ -174,11 +202,11 @@ def expect(problem: Problem, belief: Belief, choices: Array) -> Array:
 
 def draw_factors(
   key: Array, problem: Problem, learned: Learned, count: int
-) -> Array:
-  """float32[count, N, K]: what estimated losses may have to be multiplied by.
+) -> Float[Array, '{count} N K']:
+  """Draws of the factors on the prior's losses from the posterior; float32.
 
-  Drawn from the posterior, by Matheron's rule: from the prior, and corrected by
-  what such a draw would have got wrong.
+  By Matheron's rule: a draw from the Gaussian process before any evaluation,
+  corrected by the difference between the evaluations and that draw.
 
   Args:
     key: random key.
@@ -205,18 +233,27 @@ def draw_factors(
   return jnp.exp(drawn + _log_factors(learned, weights, choices))
 
 
-def _improvement(best: Array, mean: Array) -> Array:
-  """E[max(best - x, 0)] for log(x + FLOOR) normal, as an option's price."""
+def _improvement(best: Any, mean: Any) -> Float[Array, '...']:
+  """Expected improvement E[max(best - x, 0)], for log(x + FLOOR) normal.
+
+  The formula is that of a put option's price (Black and Scholes 1973).
+
+  Args:
+    best: the value to improve on.
+    mean: of log(x + FLOOR), whose standard deviation is NOISE.
+  """
   best = best + FLOOR
   z = (jnp.log(best) - mean) / NOISE
   at = jnp.exp(mean + NOISE**2 / 2)
-  # Not ndtr, which takes four times as long to be exact far out.
+  # Not `ndtr`, which takes four times as long, for accuracy in the tails.
   below = lambda z: (1 + jax.lax.erf(z / np.sqrt(2))) / 2
   return best * below(z) - at * below(z - NOISE)
 
 
-def _points(key: Array, count: int, dimensions: int) -> Array:
-  """[count, dimensions] in the unit cube, spread evenly, shifted at random."""
+def _points(
+  key: Array, count: int, dimensions: int
+) -> Float[Array, '{count} {dimensions}']:
+  """Quasi-random points in the unit cube, with a random shift."""
   # The additive recurrence of Roberts (2018), by the root of x^(d+1) = x + 1.
   root = 2.0
   for _ in range(32):
@@ -231,26 +268,30 @@ def rounds(
   problem: Problem,
   belief: Belief,
   archive: Population,
-  proposals: Array,
-  proposer: Array,
-  places: Array,
+  proposals: Int[Array, 'R N'],
+  proposer: Int[Array, ' R'],
+  places: Int[Array, ' S'],
   count: int,
-) -> Array:
-  """float32[R]: pick order by expected hypervolume improvement; +inf if not.
+) -> Float[Array, ' R']:
+  """Pick order by expected hypervolume improvement; see `problem.Select`.
 
-  Each is picked as if those before it were on the front already, and no more of
-  a species than it has places. More than ROUNDS are picked a few at once, and
-  may exceed by so many. See `problem.Select`.
+  Proposals are picked greedily: each as if the earlier ones were on the front,
+  and at most as many of a species as it has places. If more than
+  `screening.ROUNDS` are to be picked, each round picks several, and the limits
+  may be exceeded by that number.
 
   Args:
     key: random key.
     problem: with a prior and known objectives.
-    belief: by which the first objective is expected.
-    archive: the front.
-    proposals: int32[R, N].
-    proposer: int32[R], the species of each; -1 where it is not to be chosen.
-    places: int32[S], how many each species has.
-    count: how many are chosen at most.
+    belief: predicts the first objective.
+    archive: the non-dominated solutions so far.
+    proposals: choices of each proposal.
+    proposer: species of each proposal; -1 if it must not be picked.
+    places: how many proposals of each species may be picked.
+    count: how many proposals may be picked in all.
+
+  Returns:
+    The round in which each proposal is picked; +inf if it is not.
   """
   ideal, span = problem.ideal, problem.reference - problem.ideal
   known = problem.known_objectives
@@ -258,74 +299,38 @@ def rounds(
   costs = jax.vmap(known)(proposals)
   points = ideal[1:] + span[1:] * _points(key, POINTS, costs.shape[1])
   within = lambda costs: jnp.all(costs[:, None] <= points, axis=-1)
-  # What is attained within the costs of each point; [T].
+  # The least first objective on the front within the costs of each point; [T].
   held = (archive.objectives[:, :1] - ideal[0]) / span[0]
   held = jnp.where(within(archive.objectives[:, 1:]), held, 1)
   best = jnp.clip(jnp.min(held, axis=0), 0, 1)
-  # And by each proposal, as if what is expected of it were certain; [R, T].
+  # The same for each proposal, at its expected improvement; [R, T].
   gain = _improvement(best, expect(problem, belief, proposals)[:, None])
   worth = jnp.where(within(costs), best - gain, jnp.inf)
-  at_once = -(-count // ROUNDS)
-
-  measured = min(max(MEASURED, 2 * at_once), len(proposals))
-
-  # The best are found lazily (Minoux 1978): a gain can only fall, so that an
-  # old one is a bound, and few need to be measured again.
-  def choose(carry, index):
-    best, bound, turn, free = carry
-    closed = jnp.isfinite(turn) | (free[proposer] <= 0) | (proposer < 0)
-    bound = jnp.where(closed, -1, bound)
-
-    def measure(state):
-      bound, known, _ = state
-      _, rows = jax.lax.top_k(bound, measured)
-      gain = jnp.mean(jnp.maximum(best - worth[rows], 0), axis=1)
-      bound = bound.at[rows].set(jnp.where(closed[rows], -1, gain))
-      known = known.at[rows].set(True)
-      _, chosen = jax.lax.top_k(bound, at_once)
-      return bound, known, chosen
-
-    def unsure(state):
-      _, known, chosen = state
-      return ~jnp.all(known[chosen])
-
-    start = bound, closed, jnp.zeros(at_once, jnp.int32)
-    bound, _, chosen = jax.lax.while_loop(unsure, measure, measure(start))
-    new = ~closed[chosen]
-    turn = turn.at[chosen].min(jnp.where(new, index, jnp.inf))
-    free = free.at[proposer[chosen]].add(-new.astype(free.dtype))
-    taken = jnp.where(new[:, None], worth[chosen], jnp.inf)
-    best = jnp.minimum(best, jnp.min(taken, axis=0))
-    return (best, bound, turn, free), None
-
-  first = jnp.mean(jnp.maximum(best - worth, 0), axis=1)
-  start = best, first, jnp.full(len(proposals), jnp.inf), places
-  steps = jnp.arange(-(-count // at_once), dtype=jnp.float32)
-  (_, _, turn, _), _ = jax.lax.scan(choose, start, steps)
-  return turn
+  return pick(best, worth, proposer, places, count, measured=MEASURED)
 
 
 def _empty(problem: Problem) -> Population:
+  """Evaluations [H, ...], all empty."""
   nodes, objectives = problem.allowed.shape[0], problem.ideal.shape[0]
   return pareto.empty_population(MEMORY, nodes, objectives)
 
 
 class State(NamedTuple):
-  """The last evaluations, and the mean of what they say of others."""
+  """The last evaluations, and the mean of the posterior given them."""
 
   seen: Population  # [H, ...]
   belief: Belief
 
 
 def make(problem: Problem, screens: bool = True) -> Surrogate | None:
-  """The surrogate of a problem with a prior; None without one.
+  """Surrogate of a problem with a prior; None without one.
 
-  It picks proposals only where all objectives but the first are known. What
-  species are told is a `Learned`.
+  It picks proposals only if all objectives but the first are known. What
+  species get as `Feedback.learned` is a `Learned`.
 
   Args:
-    problem: what is searched.
-    screens: whether it picks proposals at all; else it only learns.
+    problem: the problem to search.
+    screens: whether it picks proposals; if not, it is only fitted.
   """
   if problem.prior is None:
     return None

@@ -1,7 +1,8 @@
-"""Who lives on: each species fills its places with its own best."""
+"""Survival: each species fills its places with its own best members."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from nemo_jax import pareto
 from nemo_jax.core.types import Array, PyTree
@@ -11,18 +12,22 @@ from nemo_jax.search.screening import Asked, starts
 
 
 def survive(
-  rank: Array, pool: Population, asked: Asked, sizes: Array
-) -> tuple[Population, Array, Array]:
-  """The next population [P, ...], its ranks [P], and `Feedback.source` [P].
+  rank: Float[Array, ' 2*P'],
+  pool: Population,
+  asked: Asked,
+  sizes: Int[Array, ' S'],
+) -> tuple[Population, Float[Array, ' P'], Int[Array, ' P']]:
+  """The next population, its ranks, and `Feedback.source`.
 
-  Each species fills its size with its own best-ranked members; what is left
-  over, with its proposals that were not evaluated, which count as empty.
+  Each species fills its places with its own best-ranked members. Places that
+  remain are filled with its proposals that were not evaluated; these rows count
+  as empty.
 
   Args:
-    rank: float32[2 P], of the pool; +inf where a row may not live on.
-    pool: parents, then what was evaluated.
-    asked: what was evaluated, and what was not.
-    sizes: int32[S], places of each species.
+    rank: of the pool; +inf for a row that cannot survive.
+    pool: [2 P, ...], the parents, then the evaluated candidates.
+    asked: the candidates and all proposals.
+    sizes: places of each species.
   """
   places = asked.row.shape[0]
   count = sizes.shape[0]
@@ -61,21 +66,21 @@ def survive(
 
 def feedback(
   population: Population,
-  kept_rank: Array,
-  source: Array,
+  kept_rank: Float[Array, ' P'],
+  source: Int[Array, ' P'],
   asked: Asked,
-  offspring_rank: Array,
+  offspring_rank: Float[Array, ' P'],
   learned: PyTree,
 ) -> list[Feedback]:
-  """What each species is told.
+  """Feedback for each species.
 
   Args:
-    population: from `survive`, as are the next two.
-    kept_rank: float32[P].
-    source: int32[P].
-    asked: what was evaluated.
-    offspring_rank: float32[P], of what was evaluated.
-    learned: by the surrogate.
+    population: from `survive`.
+    kept_rank: ranks from `survive`.
+    source: from `survive`.
+    asked: the candidates and all proposals.
+    offspring_rank: rank of each candidate.
+    learned: what the surrogate returned for species, or None.
   """
   fitness = jnp.full(len(asked.proposed), jnp.inf)
   fitness = fitness.at[asked.row].set(offspring_rank)

@@ -1,60 +1,74 @@
 """Operators on a whole population: selection, crossover, mutation, survival."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Integer
 
 from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
 
 
 def tournament(
-  key: Array, rank: Array, candidates: Array, count: int | None = None
-) -> Array:
-  """int32[count]: row indices, each the better of two random candidates.
+  key: Array,
+  rank: Float[Array, ' P'],
+  candidates: Bool[Array, ' P'],
+  count: int | None = None,
+) -> Int[Array, ' count']:
+  """Rows of the winners of tournaments between two random candidates; int32.
 
   Args:
     key: random key.
-    rank: [P] float32, lower is better.
-    candidates: bool[P], the rows to draw from. If there are none, all rows
-      are drawn from.
-    count: of the winners; P if absent.
+    rank: lower is better.
+    candidates: the rows to draw from. If there are none, all rows are drawn
+      from.
+    count: number of winners; P if absent.
   """
   places = rank.shape[0]
   count = places if count is None else count
   candidates |= ~jnp.any(candidates)
   (rows,) = jnp.nonzero(candidates, size=places)
   number = jnp.sum(candidates)
-  # Not randint, which draws twice as many random words.
+  # Not `randint`, which draws twice as many random words.
   drawn = jax.random.uniform(key, (2, count)) * number
   drawn = jnp.minimum(drawn.astype(jnp.int32), number - 1)
   one, two = rows[drawn]
   return jnp.where(rank[one] <= rank[two], one, two)
 
 
-def coins(key: Array, shape: tuple[int, ...]) -> Array:
-  """bool[shape]: True with probability one half."""
-  # Random words take most of the time of a variation, and each holds 32.
+def coins(key: Array, shape: tuple[int, ...]) -> Bool[Array, '...']:
+  """Random booleans of a shape, True with probability one half."""
+  # One random word serves for 32 booleans: drawing words takes most of the time
+  # of a variation.
   count = shape[-1]
   words = jax.random.bits(key, (*shape[:-1], -(-count // 32)))
   sides = (words[..., None] >> jnp.arange(32, dtype=words.dtype)) & 1
   return sides.reshape(*shape[:-1], -1)[..., :count].astype(bool)
 
 
-def sparse_normal(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
-  """float32[shape]: standard normal with probability `rate`, else 0."""
+def sparse_normal(
+  key: Array, rate: float, shape: tuple[int, ...]
+) -> Float[Array, '...']:
+  """Random float32: standard normal with probability `rate`, else 0."""
   draw = jax.random.uniform(key, shape) / rate
-  # A number below the rate is as evenly spread as before.
+  # Divided by the rate, the numbers below it are uniform in [0, 1) again.
   noise = jax.scipy.special.ndtri(jnp.clip(draw, 1e-6, 1 - 1e-6))
   return jnp.where(draw < 1, noise, 0)
 
 
-def _root(values: Array, degree: float) -> Array:
-  """The root of what is not negative, in half the time of a power."""
+def _root(values: Float[Array, ' *s'], degree: Any) -> Float[Array, ' *s']:
+  """Root of non-negative values, in half the time of a power."""
   return jnp.exp(jnp.log(values) / degree)
 
 
 def sbx(
-  key: Array, one: Array, two: Array, low: float, high: float, eta: float
-) -> Array:
+  key: Array,
+  one: Float[Array, 'P N'],
+  two: Float[Array, 'P N'],
+  low: float,
+  high: float,
+  eta: Any,
+) -> Float[Array, 'P N']:
   """One child of each pair by simulated binary crossover within bounds.
 
   Deb and Agrawal 1995, with the bounded spread factor of NSGA-II: a variable
@@ -63,16 +77,16 @@ def sbx(
 
   Args:
     key: random key.
-    one: [P, N], parents within [low, high].
-    two: [P, N], their mates.
+    one: parents, within [low, high].
+    two: their mates.
     low: lower bound.
     high: upper bound.
-    eta: distribution index; large stays near the parents.
+    eta: distribution index; with a large one, children stay near their parents.
   """
   near, far = jnp.minimum(one, two), jnp.maximum(one, two)
   gap = jnp.maximum(far - near, 1e-6)
-  # One random number serves for three: the quarter that it lies in stands for
-  # two coins, where in it for the spread.
+  # One random number serves for three: its quarter of [0, 1) gives two coins,
+  # and its position in the quarter the spread.
   draw = 4 * jax.random.uniform(key, one.shape)
   quarter = jnp.floor(draw)
   below, crossed = quarter % 2 == 0, quarter < 2
@@ -89,26 +103,26 @@ def sbx(
 
 def polynomial_mutation(
   key: Array,
-  genotype: Array,
+  genotype: Float[Array, 'P N'],
   low: float,
   high: float,
-  eta: float,
+  eta: Any,
   rate: float | None = None,
-) -> Array:
-  """The genotype [P, N] with some variables moved, within bounds.
+) -> Float[Array, 'P N']:
+  """The genotypes with some variables mutated, within bounds.
 
   Deb and Goyal 1996, in the bounded form of NSGA-II.
 
   Args:
     key: random key.
-    genotype: [P, N] within [low, high].
+    genotype: within [low, high].
     low: lower bound.
     high: upper bound.
-    eta: distribution index; large moves little.
+    eta: distribution index; with a large one, variables change little.
     rate: probability for each variable; 1 / N if absent.
   """
   rate = 1 / genotype.shape[-1] if rate is None else rate
-  # A number below the rate is as evenly spread as before.
+  # Divided by the rate, the numbers below it are uniform in [0, 1) again.
   draw = jax.random.uniform(key, genotype.shape) / rate
   chosen, draw = draw < 1, jnp.minimum(draw, 1)
   span = high - low
@@ -120,12 +134,14 @@ def polynomial_mutation(
   return jnp.clip(jnp.where(chosen, moved, genotype), low, high)
 
 
-def nearest_allowed(choices: ArrayLike, allowed: ArrayLike) -> Array:
-  """int32[P, N]: each choice, or the nearest one that the node allows.
+def nearest_allowed(
+  choices: Integer[ArrayLike, 'P N'], allowed: Bool[ArrayLike, 'N K']
+) -> Int[Array, 'P N']:
+  """Nearest choice that each node allows, or the choice itself; int32.
 
   Args:
-    choices: int32[P, N].
-    allowed: bool[N, K]; every node allows something.
+    choices: from 0 to K - 1.
+    allowed: at least one choice for each node.
   """
   index = jnp.arange(allowed.shape[1])
   distance = jnp.abs(index[:, None] - index[None, :])  # [K wanted, K]
@@ -134,16 +150,18 @@ def nearest_allowed(choices: ArrayLike, allowed: ArrayLike) -> Array:
   return table[jnp.arange(allowed.shape[0]), choices]
 
 
-def survivors(parents: PyTree, offspring: PyTree, source: Array) -> PyTree:
-  """The genotypes that live on, in the rows of the population.
+def survivors(
+  parents: PyTree, offspring: PyTree, source: Int[Array, ' P']
+) -> PyTree:
+  """Genotypes of the survivors, one for each row of the population.
 
   Args:
-    parents: [P, ...] each.
-    offspring: [Q, ...] each, as asked.
-    source: int32[P], see `Feedback.source`.
+    parents: arrays [P, ...].
+    offspring: arrays [Q, ...], the genotypes of the last proposals.
+    source: see `Feedback.source`.
 
   Raises:
-    InputError: the parents are those of another population.
+    InputError: the parents were made for another population size.
   """
   made_for, places = len(jax.tree.leaves(parents)[0]), len(source)
   if made_for != places:
@@ -153,7 +171,7 @@ def survivors(parents: PyTree, offspring: PyTree, source: Array) -> PyTree:
     )
   alive = source < places
 
-  # Not one array of both, which takes as long to write as to read twice.
+  # Both are read, because writing them into one array would take as long.
   def pick(old, new):
     old, new = old[jnp.where(alive, source, 0)], new[source - places]
     return jnp.where(jnp.expand_dims(alive, range(1, old.ndim)), old, new)

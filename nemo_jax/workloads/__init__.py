@@ -1,15 +1,15 @@
-"""Trained networks with images: one file a workload, found by its name.
+"""Workloads: trained networks with images, one file each, found by name.
 
 A workload file has three functions: `network(image_size)` returns a `Network`,
-`check(sources)` refuses sources that the network does not take, and
-`load(sources)` returns a `Workload`. A path that ends in `.py`, or a module
-with a dot, names a workload of the user's own.
+`check(sources)` raises `InputError` for sources that the workload does not
+take, and `load(sources)` returns a `Workload`. A name that is a path ending in
+`.py`, or a module with a dot, is a workload of the user.
 """
 
 import os
 import sys
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -30,37 +30,37 @@ class Network(NamedTuple):
 
 
 class Sources(NamedTuple):
-  """Where a workload comes from, and how much of it is taken.
+  """Files that a workload is loaded from, and numbers of images.
 
-  A field that is None leaves the choice to the workload.
+  For a field that is None the workload has a default.
   """
 
-  cache: str | os.PathLike  # a folder for what is costly to make or to fetch
+  cache: str | os.PathLike  # folder for trained weights and decoded images
   weights: str | None = None  # a checkpoint
-  data: str | None = None  # training images, see data.open_source
-  validation: str | None = None  # images for the end, likewise
+  data: str | None = None  # training images, see `data.open_source`
+  validation: str | None = None  # test images, see `data.open_source`
   image_size: int | None = None  # sides in pixels
   resize: int | None = None  # short side of training images before the crop
-  validation_resize: int | None = None  # of the others
-  search_images: int | None = None  # that score candidates
-  calibration_images: int | None = None
-  test_images: int | None = None  # that score the front, at the end
-  image_seed: int | None = None  # of which images are taken
+  validation_resize: int | None = None  # short side of validation images
+  search_images: int | None = None  # number of images that score candidates
+  calibration_images: int | None = None  # number of images
+  test_images: int | None = None  # number of images that score the front
+  image_seed: int | None = None  # of the random choice of images
 
 
 class Workload(NamedTuple):
-  """A trained network, and images for three uses that share none."""
+  """A trained network, and three sets of images that share no image."""
 
   name: str
   apply: Apply  # (variables, images) -> logits
   variables: PyTree
-  calibration: Images  # sets the ranges of the quantizers
-  search: Images  # scores candidates
-  test: Images | None  # scores the front, once, at the end
+  calibration: Images  # for the ranges of the quantizers
+  search: Images  # for the scores of candidates
+  test: Images | None  # for the final scores of the front
 
 
 def unseen(workload: Workload) -> Images:
-  """The images that score a front at the end.
+  """The test images of a workload.
 
   Raises:
     InputError: the workload has none.
@@ -71,12 +71,12 @@ def unseen(workload: Workload) -> Images:
 
 
 def names() -> list[str]:
-  """The names of all workloads."""
+  """The names of the workloads in this package, sorted."""
   return plugins.names(sys.modules[__name__])
 
 
 def find(name: str) -> ModuleType:
-  """The module of a workload.
+  """The module of the workload of that name.
 
   Raises:
     InputError: the name is unknown, or the file is no workload.
@@ -91,28 +91,32 @@ def short_name(name: str) -> str:
 
 
 def network(name: str, image_size: int | None = None) -> Network:
-  """The network of a workload, to be traced; nothing is allocated.
+  """The network of a workload, without weights; no array is allocated.
+
+  Args:
+    name: see `find`.
+    image_size: sides in pixels; those of the workload if None.
 
   Raises:
-    InputError: the name is unknown, or the size is not for this network.
+    InputError: the name is unknown, or the network cannot take the size.
   """
   return find(name).network(image_size)
 
 
-def check(name: str, cache: str | os.PathLike, **sources) -> None:
-  """Raises `InputError` for sources that contradict; takes what `load` takes.
+def check(name: str, cache: str | os.PathLike, **sources: Any) -> None:
+  """Raises `InputError` for sources that the workload does not take.
 
-  Nothing is read, trained or downloaded.
+  Nothing is read, trained or downloaded. Arguments as for `load`.
   """
   find(name).check(Sources(cache, **sources))
 
 
-def load(name: str, cache: str | os.PathLike, **sources) -> Workload:
-  """The workload of that name.
+def load(name: str, cache: str | os.PathLike, **sources: Any) -> Workload:
+  """The workload of that name, with its weights and images.
 
   Args:
-    name: see `names`.
-    cache: folder for what is costly to make, such as trained weights.
+    name: see `find`.
+    cache: folder for trained weights, downloads and decoded images.
     **sources: further fields of `Sources`.
 
   Raises:

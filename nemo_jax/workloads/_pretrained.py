@@ -1,34 +1,36 @@
-"""Workloads of published weights and images that users have."""
+"""Workloads with published weights, on images that the user provides."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 
 from nemo_jax import data
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError, PyTree
 from nemo_jax.data import images
 from nemo_jax.models import weights
 from nemo_jax.workloads import Network, Sources, Workload
 
 CALIBRATION_IMAGES = 256
-# Of ImageNet's pixels in [0, 1]; torchvision's networks expect them, and so
-# does the ResNet-20 for CIFAR.
+# Mean and deviation of ImageNet's pixels in [0, 1], with which torchvision's
+# networks and the ResNet-20 for CIFAR are trained.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Recipe(NamedTuple):
-  """What tells one pretrained workload from another."""
+  """The parameters of a pretrained workload."""
 
   name: str
   model: nn.Module
   num_classes: int
   image_size: int
-  resize: int  # of the short side, before the crop to image_size
-  search_images: int
+  resize: int  # pixels of the short side before the crop to image_size
+  search_images: int  # number of images that score candidates
   url: str | None  # of the official weights
 
 
@@ -40,8 +42,11 @@ IMAGENET = {
 }
 
 
-def _by_channel(values) -> jax.Array:
-  """float32[3]: numbers of the program, as no array that a model stores."""
+def _by_channel(values: Sequence[float]) -> Float[Array, '3']:
+  """The values as float32, made of scalars of the program.
+
+  A captured array would count as a parameter that the network stores.
+  """
   channel = jnp.arange(3)
   return functools.reduce(
     jnp.add,
@@ -52,31 +57,41 @@ def _by_channel(values) -> jax.Array:
   )
 
 
-def normalise(pixels):
-  """float32 images as the networks expect them, of uint8 pixels."""
-  pixels = pixels.astype(jnp.float32) / 255
-  return (pixels - _by_channel(MEAN)) / _by_channel(DEVIATION)
+def normalise(pixels: UInt8[ArrayLike, 'B H W 3']) -> Float[Array, 'B H W 3']:
+  """Images as the networks expect them, float32, from pixels."""
+  images = pixels.astype(jnp.float32) / 255
+  return (images - _by_channel(MEAN)) / _by_channel(DEVIATION)
 
 
 def network(recipe: Recipe, image_size: int | None) -> Network:
-  """Takes uint8 pixels; normalises them inside, and so on the device."""
+  """The network of a recipe, as a function of uint8 pixels.
+
+  Pixels are normalised in the function, and so on the device.
+
+  Args:
+    recipe: of the workload.
+    image_size: sides in pixels; those of the recipe if None.
+
+  Raises:
+    InputError: the images are too small.
+  """
   size = image_size or recipe.image_size
   if size < 32:
     raise InputError(f'image_size is {size}; {recipe.name} needs 32 or more')
 
-  def apply(variables, pixels):
+  def apply(variables: PyTree, pixels: Array) -> PyTree:
     return recipe.model.apply(variables, normalise(pixels))
 
   shape = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   floats = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
-  # The key is traced as well: nothing is computed.
+  # The key is inside the traced function, so nothing is computed.
   init = lambda images: recipe.model.init(jax.random.key(0), images)
   variables = jax.eval_shape(init, floats)
   return Network(apply, variables, shape)
 
 
 def check(recipe: Recipe, sources: Sources) -> None:
-  """Raises `InputError` if weights or images are not named."""
+  """Raises `InputError` if the weights or the images are not given."""
   if not (sources.weights or recipe.url):
     raise InputError(
       f'{recipe.name} has no official weights; name a checkpoint with --weights'
@@ -88,7 +103,8 @@ def check(recipe: Recipe, sources: Sources) -> None:
     )
 
 
-def _read_weights(recipe: Recipe, sources: Sources, shapes):
+def _read_weights(recipe: Recipe, sources: Sources, shapes: PyTree) -> PyTree:
+  """Variables from the checkpoint of the sources, or the official one."""
   path = sources.weights
   if path is None:
     assert recipe.url is not None  # see `check`
@@ -96,8 +112,10 @@ def _read_weights(recipe: Recipe, sources: Sources, shapes):
   return weights.convert(weights.read(path), shapes)
 
 
-def _read_images(recipe: Recipe, sources: Sources, size: int):
-  """Search, calibration and test images."""
+def _read_images(
+  recipe: Recipe, sources: Sources, size: int
+) -> tuple[images.Sample, images.Sample, images.Sample]:
+  """Search, calibration and test images, with sides of `size` pixels."""
   assert sources.data is not None  # see `check`
   train = data.open_source(sources.data, 'train', recipe.num_classes)
   where = sources.validation or sources.data
@@ -106,7 +124,7 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
   search = sources.search_images
   search = recipe.search_images if search is None else search
   calibration = sources.calibration_images or CALIBRATION_IMAGES
-  # The share of the image that is seen stays that of the recipe.
+  # The crop covers the same share of an image as in the recipe.
   resize = sources.resize
   if resize is None:
     resize = round(recipe.resize * size / recipe.image_size)
@@ -127,26 +145,32 @@ def _read_images(recipe: Recipe, sources: Sources, size: int):
       '--validation_resize is for validation images of their own'
     )
   if divided:
-    # All that are left, if no number is given: copies may leave fewer.
+    # None takes all that are left, which may be fewer than `rest` if there are
+    # copies.
     others = [calibration, sources.test_images or None]
-    return images.samples(train, search, others, resize=resize, **options)
-  found = images.samples(train, search, [calibration], resize=resize, **options)
+    one, two, three = images.samples(
+      train, search, others, resize=resize, **options
+    )
+    return one, two, three
+  one, two = images.samples(
+    train, search, [calibration], resize=resize, **options
+  )
   own = sources.validation_resize
   options['resize'] = resize if own is None else own
   if sources.test_images:
     (test,) = images.samples(validation, sources.test_images, **options)
   else:
     _, test = images.samples(validation, 0, [validation.size], **options)
-  for sample in found:
+  for sample in (one, two):
     images.check_disjoint(sample, test)
-  return *found, test
+  return one, two, test
 
 
 def load(recipe: Recipe, sources: Sources) -> Workload:
-  """The workload.
+  """The workload of a recipe, with its weights and images.
 
   Raises:
-    InputError: weights or images are missing or do not fit.
+    InputError: weights or images are missing or do not fit the network.
   """
   check(recipe, sources)
   net = network(recipe, sources.image_size)

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10: small and real, for experiments."""
+"""ResNet-20 on CIFAR-10: a small network for experiments."""
 
 import functools
 

@@ -1,9 +1,9 @@
-"""Handwritten digits (8 x 8 grey) and a small residual network for them.
+"""Handwritten digits (8 x 8, grey) and a small residual network.
 
 The 1,797 images are bundled with scikit-learn, so nothing is downloaded. The
-network has a layer of every kind that larger ones have (standard, depthwise
-and pointwise convolutions, two residual additions, pooling, a dense layer) and
-is trained on first use, in seconds.
+network has every kind of layer that larger networks have: standard, depthwise
+and pointwise convolutions, two residual additions, pooling and a dense layer.
+It is trained on first use, which takes seconds.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ import optax
 import sklearn.datasets
 import sklearn.model_selection
 import tqdm
+from jaxtyping import Float
 
 from nemo_jax.core import files
 from nemo_jax.core.types import Array, InputError, PyTree
@@ -35,7 +36,7 @@ class DigitsNet(nn.Module):
   """Logits [B, 10] of images [B, 8, 8, 1]; 20 quantizers, 0.4 M MACs."""
 
   @nn.compact
-  def __call__(self, images: Array) -> Array:
+  def __call__(self, images: Float[Array, 'B 8 8 1']) -> Float[Array, 'B 10']:
     """Applies the network; every layer has a bias and there are no norms."""
     conv = lambda features, size, name, **kw: nn.Conv(
       features, (size, size), name=name, **kw
@@ -53,9 +54,9 @@ class DigitsNet(nn.Module):
 
 
 def split() -> tuple[Images, Images, Images]:
-  """Training, search and test images: 1,000, 400 and 397, classes in balance.
+  """Training, search and test images: 1,000, 400 and 397, stratified.
 
-  Pixels are scaled to [0, 1].
+  Pixels are float32 in [0, 1].
   """
   data = sklearn.datasets.load_digits()
   images = (data.images[..., None] / 16).astype(np.float32)
@@ -74,8 +75,10 @@ def split() -> tuple[Images, Images, Images]:
   )
 
 
-def shifted(key: Array, images: Array) -> Array:
-  """Images moved by up to one pixel each way, the border filled with zeros."""
+def shifted(
+  key: Array, images: Float[Array, 'B H W C']
+) -> Float[Array, 'B H W C']:
+  """Images shifted at random by up to one pixel each way, padded with zeros."""
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
   corners = jax.random.randint(key, (images.shape[0], 2), 0, 3)
   cut = lambda image, corner: jax.lax.dynamic_slice(
@@ -85,20 +88,25 @@ def shifted(key: Array, images: Array) -> Array:
 
 
 class Training(NamedTuple):
-  """What decides the trained weights, besides the network and the images."""
+  """The parameters of training, which name the file of the weights."""
 
-  # Raised when the code of the network or of `train` changes what comes out.
+  # Increased when a change of the code changes the trained weights.
   version: int = 1
   seed: int = 0
   epochs: int = 50
   batch_size: int = 50
-  learning_rate: float = 6e-3  # at its peak, after a tenth of the steps
+  learning_rate: float = 6e-3  # maximum, after a tenth of the steps
   weight_decay: float = 1e-3
   smoothing: float = 0.05  # of the labels
 
 
 def train(images: Images, recipe: Training) -> PyTree:
-  """Variables of a `DigitsNet` trained by AdamW with a cosine schedule."""
+  """Variables of a `DigitsNet`, trained by AdamW with a cosine schedule.
+
+  Args:
+    images: to train on, B of them.
+    recipe: of the training.
+  """
   key = jax.random.key(recipe.seed)
   network = DigitsNet()
   steps = len(images.labels) // recipe.batch_size
@@ -109,15 +117,17 @@ def train(images: Images, recipe: Training) -> PyTree:
   optimizer = optax.adamw(schedule, weight_decay=recipe.weight_decay)
   variables = network.init(key, images.images[:1])
 
-  def loss(variables, x, y):
+  def loss(variables: PyTree, x: Array, y: Array) -> Array:
     logits = jnp.asarray(network.apply(variables, x))
     one_hot = jax.nn.one_hot(y, NUM_CLASSES)
     labels = optax.smooth_labels(one_hot, recipe.smoothing)
     return jnp.mean(optax.softmax_cross_entropy(logits, labels))
 
-  # A step at a time: inside a scan XLA runs convolutions on one core.
+  # Not a scan over steps, in which XLA runs convolutions on one core.
   @jax.jit
-  def update(variables, state, key, rows):
+  def update(
+    variables: PyTree, state: PyTree, key: Array, rows: Array
+  ) -> tuple[PyTree, PyTree, Array]:
     x = shifted(key, jnp.asarray(images.images)[rows])
     y = jnp.asarray(images.labels)[rows]
     value, gradient = jax.value_and_grad(loss)(variables, x, y)
@@ -140,7 +150,7 @@ def train(images: Images, recipe: Training) -> PyTree:
 def _weights_file(
   cache: str | os.PathLike, images: Images, recipe: Training
 ) -> pathlib.Path:
-  """Where weights are kept; named by what decides them."""
+  """Path of the trained weights, named by a digest of what they depend on."""
   shapes = flax.traverse_util.flatten_dict(network().variables, sep='/')
   shapes = {name: list(leaf.shape) for name, leaf in shapes.items()}
   decisive = recipe._asdict(), shapes, files.digest(images)
@@ -150,11 +160,15 @@ def _weights_file(
 
 
 def network(image_size: int | None = None) -> Network:
-  """The network, whose images are 8 x 8."""
+  """The network without weights.
+
+  Raises:
+    InputError: `image_size` is neither None nor 8.
+  """
   if image_size not in (None, 8):
     raise InputError(f'image_size is {image_size}; digits are 8 x 8')
   images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-  # The key is traced as well: nothing is computed.
+  # The key is inside the traced function, so nothing is computed.
   init = lambda images: DigitsNet().init(jax.random.key(0), images)
   shapes = jax.eval_shape(init, images)
   return Network(DigitsNet().apply, shapes, images)
@@ -163,7 +177,7 @@ def network(image_size: int | None = None) -> Network:
 def check(sources: Sources) -> None:
   """Raises `InputError` if weights or images are given."""
   for name, value in sources._asdict().items():
-    # Nothing is asked for with 0: no scaling, or none for a search.
+    # 0 is allowed: it stands for no scaling, or for no search images.
     if name != 'cache' and value:
       raise InputError(
         f'digits has weights and images of its own; it takes no --{name}'
@@ -171,9 +185,10 @@ def check(sources: Sources) -> None:
 
 
 def load(sources: Sources) -> Workload:
-  """The workload; trains on first use and keeps the weights in the cache.
+  """The workload; trained on first use, with the weights kept in the cache.
 
-  Damaged weights are trained again, to the same bits on the same machine.
+  If the cached weights are damaged they are trained again, which gives the same
+  bits on the same machine.
 
   Raises:
     InputError: weights or images are given, or the cache cannot be used.
@@ -182,7 +197,7 @@ def load(sources: Sources) -> Workload:
   train_images, search, test = split()
   recipe = Training()
 
-  def make():
+  def make() -> dict[str, np.ndarray]:
     variables = jax.device_get(train(train_images, recipe))
     return flax.traverse_util.flatten_dict(variables, sep='/')
 

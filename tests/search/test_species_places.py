@@ -61,7 +61,11 @@ def test_of_many_places_a_species_fills_about_its_own(name):
   assert np.asarray(PROBLEM.allowed)[np.arange(NODES), then].all()
 
 
-@pytest.mark.parametrize('name', ['direct', 'lagrangian', 'thompson'])
+@pytest.mark.parametrize(
+  'name',
+  # It has its proposals made as `direct` has.
+  ['direct', pytest.param('lagrangian', marks=pytest.mark.slow), 'thompson'],
+)
 def test_a_species_has_more_for_a_surrogate_to_choose_from(name):
   # 220 places: two blocks of a hundred rows do not hold twice as many.
   one, state = large(name), told_of_its_own(name, 220)

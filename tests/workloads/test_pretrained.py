@@ -258,13 +258,12 @@ def front(tmp_path):
   """The folder of a front with two points."""
   structure = inspect(*workloads.network('cifar10_resnet20'))
   names = [q.name for q in structure.quantizers]
-  made = Front(
+  Front(
     workload='cifar10_resnet20',
     objective_names=(),
     quantizers=tuple(names),
     points=tuple(Point(bits=(width,) * len(names)) for width in (8, 4)),
-  )
-  made.save(tmp_path)
+  ).save(tmp_path)
   return tmp_path
 
 

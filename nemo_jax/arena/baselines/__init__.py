@@ -1,7 +1,8 @@
-"""Baselines that NEMO is measured against: one file each, found by its name.
+"""Baselines that NEMO is compared with, one file each, found by name.
 
 A baseline file defines `BASELINE`, a `Baseline`. The name of the file is the
-name a user types; a path that ends in `.py` names one of the user's own.
+name of the baseline; a name that is a path ending in `.py`, or a module with a
+dot, is a baseline of the user.
 """
 
 import sys
@@ -11,12 +12,12 @@ from nemo_jax.core import plugins
 
 
 def names() -> list[str]:
-  """The names of all baselines."""
+  """The names of the baselines in this package, sorted."""
   return plugins.names(sys.modules[__name__])
 
 
 def has(name: str) -> bool:
-  """Whether a name is of a baseline; a file may be of a species as well.
+  """Whether a name is that of a baseline; a user's file may be a species.
 
   Raises:
     InputError: the file cannot be imported.
@@ -31,7 +32,7 @@ def find(name: str) -> Baseline:
   """The baseline of that name.
 
   Raises:
-    InputError: the name is unknown.
+    InputError: the name is unknown, or the file defines no baseline.
   """
   here = sys.modules[__name__]
   return plugins.find(here, 'baseline', name, ['BASELINE']).BASELINE

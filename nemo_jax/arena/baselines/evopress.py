@@ -1,37 +1,42 @@
-"""A (1 + lambda) search that switches levels at a fixed cost.
+"""EvoPress (Sieberling et al. 2024): a (1 + lambda) search within a budget.
 
-EvoPress (Sieberling et al. 2024): from a configuration within a budget,
-offspring raise some nodes by a level and lower others until the budget holds;
-the best one replaces its parent. A sweep over budgets makes a front.
+Offspring of a configuration raise some nodes by one choice and lower others
+until they are within the budget of cost; the best replaces its parent if it is
+no worse. Searches with random budgets make a front.
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from nemo_jax.arena.baseline import Baseline
+from nemo_jax.arena.baseline import Baseline, Score
+from nemo_jax.core.types import Array
 from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem
 
-# It reads what configurations cost, which is known, and not what they lose.
+# It uses the costs of the prior, which are exact, and not the sensitivities.
 
 
-def _cost_of(problem, shares):
-  """The function row [N] -> its costs in units of their spans, by shares."""
+def _cost_of(
+  problem: Problem, shares: np.ndarray
+) -> Callable[[np.ndarray], float]:
+  """Function from int[N] to its weighted cost; shares [C] are of the spans."""
   known = prior_lib.of(problem)
   prices = shares / prior_lib.spans(known)
   own, joint = np.asarray(known.costs) @ prices, known.pair_costs @ prices
   left, right = np.asarray(known.pairs).T
   nodes, pairs = np.arange(len(own)), np.arange(len(left))
 
-  def cost(row):
+  def cost(row: np.ndarray) -> float:
     return own[nodes, row].sum() + joint[pairs, row[left], row[right]].sum()
 
   return cost
 
 
-def _nearest_below(allowed):
-  """int[N, K]: the next narrower choice that a node allows, or its own."""
+def _nearest_below(allowed: np.ndarray) -> np.ndarray:
+  """int[N, K]: the next narrower choice of a node; the same if none is."""
   table = np.tile(np.arange(allowed.shape[1]), (len(allowed), 1))
   for node, options in enumerate(allowed):
     for low, high in itertools.pairwise(np.flatnonzero(options)):
@@ -39,8 +44,14 @@ def _nearest_below(allowed):
   return table
 
 
-def _switch(draw, row, below, above, fits):
-  """The row with some nodes raised, and others lowered until it fits."""
+def _switch(
+  draw: np.random.Generator,
+  row: np.ndarray,
+  below: np.ndarray,
+  above: np.ndarray,
+  fits: Callable[[np.ndarray], bool],
+) -> np.ndarray:
+  """The row int[N] with nodes raised, and others lowered until it fits."""
   child, nodes = row.copy(), np.arange(len(row))
   for node in draw.integers(len(row), size=draw.integers(1, 4, 2).min()):
     child[node] = above[node, child[node]]
@@ -51,17 +62,22 @@ def _switch(draw, row, below, above, fits):
 
 
 def search(
-  key, problem, evaluations, score, offspring: int = 4, generations: int = 10
+  key: Array,
+  problem: Problem,
+  evaluations: int,
+  score: Score,
+  offspring: int = 4,
+  generations: int = 10,
 ) -> None:
-  """As many sweeps as there are evaluations for.
+  """Searches with random budgets until the evaluations are used.
 
   Args:
     key: random key.
-    problem: what is searched; it has an estimate, for the costs in it.
-    evaluations: how many it has.
+    problem: that is searched; its prior has the costs.
+    evaluations: budget.
     score: see `baseline.Search`.
     offspring: lambda.
-    generations: of one budget.
+    generations: of each search.
   """
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   allowed = np.asarray(problem.allowed)

@@ -1,19 +1,23 @@
-"""One-shot greedy: the least sensitive choices first, as AIMET does it.
+"""Greedy one-shot front: the least sensitive choices first, as in AIMET.
 
-AIMET's automatic mixed precision measures every quantizer at every candidate
-alone, sorts all of these steps by what they lose, and takes one after the other
-from the widest configuration; each stage is a point of its front.
+AIMET's automatic mixed precision measures the loss of every narrower choice of
+every quantizer by itself, and sorts these steps by their loss. From the widest
+configuration it takes one step after the other; each configuration on the way
+is a point of its front.
 """
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
-from nemo_jax.arena.baseline import Baseline
+from nemo_jax.arena.baseline import Baseline, Score
+from nemo_jax.core.types import Array
 from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem
 
 
-def stages(problem) -> np.ndarray:
-  """int32[S, N]: every configuration on the way, from dear to cheap."""
+def stages(problem: Problem) -> Int[np.ndarray, 'n N']:
+  """The configurations on the way, from expensive to cheap, int32."""
   known = prior_lib.of(problem)
   nodes, choices = problem.allowed.shape
   allowed = np.asarray(problem.allowed)
@@ -27,7 +31,7 @@ def stages(problem) -> np.ndarray:
   ]
   rows = [widest]
   for _, negative, node in sorted(steps):
-    # A narrower choice that lost less was taken before.
+    # Else a narrower choice with a smaller loss was taken before.
     if -negative < rows[-1][node]:
       row = rows[-1].copy()
       row[node] = -negative
@@ -35,8 +39,10 @@ def stages(problem) -> np.ndarray:
   return np.stack(rows).astype(np.int32)
 
 
-def search(key, problem, evaluations, score) -> None:
-  """The stages in random order, or as many as there are evaluations for."""
+def search(
+  key: Array, problem: Problem, evaluations: int, score: Score
+) -> None:
+  """Scores the stages in random order, at most `evaluations`; see `Search`."""
   rows = stages(problem)
   order = jax.random.permutation(key, len(rows))[:evaluations]
   score(rows[np.asarray(order)])

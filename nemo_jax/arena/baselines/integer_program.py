@@ -1,33 +1,42 @@
-"""The optimum of the additive estimate within budgets at random.
+"""Integer programs: least sums of sensitivities within random budgets.
 
-As NVIDIA ModelOpt's AutoQuantize and Sony's Model Compression Toolkit do for
-one budget: sensitivities are added up, and an integer program finds the best
-configuration by them that the budget allows.
+NVIDIA ModelOpt's AutoQuantize and Sony's Model Compression Toolkit do this for
+one budget: the loss is the sum of sensitivities, and an integer program finds
+the configuration with the least loss within the budget.
 """
 
 import jax
 import numpy as np
 
-from nemo_jax.arena.baseline import Baseline
+from nemo_jax.arena.baseline import Baseline, Score
+from nemo_jax.core.types import Array
 from nemo_jax.search import knapsack
 from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem
 
-# Budgets that are drawn for an evaluation, at most.
+# Most budgets that are drawn for an evaluation.
 TRIES = 3
 
 
-def search(key, problem, evaluations, score, gap: float = 1e-3) -> None:
-  """One optimum for each evaluation, none twice.
+def search(
+  key: Array,
+  problem: Problem,
+  evaluations: int,
+  score: Score,
+  gap: float = 1e-3,
+) -> None:
+  """Scores one optimum for each evaluation, and none twice.
 
-  Budgets come from random points of the estimate's own front, so that all can
-  be met and none is beyond use.
+  Budgets are the costs of random points on the front of the prior, increased by
+  up to a tenth. There are configurations within each of them, and each of them
+  limits the choice.
 
   Args:
     key: random key.
-    problem: what is searched; it has an estimate.
-    evaluations: how many it has.
+    problem: that is searched, with a prior.
+    evaluations: budget.
     score: see `baseline.Search`.
-    gap: relative to the optimum, at which a program ends.
+    gap: relative gap to the optimum at which a program ends.
   """
   known = prior_lib.of(problem)
   found = knapsack.groups(known, problem.allowed)
@@ -36,10 +45,10 @@ def search(key, problem, evaluations, score, gap: float = 1e-3) -> None:
   rows = {}
   for target in targets:
     budget = np.asarray(prior_lib.totals(known, target))[1:]
-    # Somewhere between the points that prices reach.
+    # Budgets between the points that Lagrange multipliers reach.
     budget = budget * draw.uniform(1.0, 1.1, len(budget))
     row = knapsack.optimum(found, len(target), budget, gap)
-    # Nothing is paid for twice.
+    # No configuration is scored twice.
     rows.setdefault(row.tobytes(), row)
     if len(rows) == evaluations:
       break

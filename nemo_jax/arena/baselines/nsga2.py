@@ -1,34 +1,42 @@
-"""NSGA-II (Deb et al. 2002) on vectors that are rounded to choices."""
+"""NSGA-II (Deb et al. 2002) on real vectors that are rounded to choices."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax import pareto
-from nemo_jax.arena.baseline import Baseline
+from nemo_jax.arena.baseline import Baseline, Score
+from nemo_jax.core.types import Array
 from nemo_jax.search import variation
+from nemo_jax.search.problem import Problem
 
-# Children made for each one that is evaluated, of which new ones go first.
+# Offspring made for each that is evaluated; those that are new are preferred.
 BROODS = 8
 
 
 @functools.partial(jax.jit, static_argnames='etas')
-def _breed(key, parents, place, allowed, etas):
-  """int32[P, N]: offspring of binary tournaments, unlike all others if may be.
+def _breed(
+  key: Array,
+  parents: Int[Array, 'P N'],
+  place: Int[Array, ' P'],
+  allowed: Bool[Array, 'N K'],
+  etas: tuple[float, float],
+) -> Int[Array, 'P N']:
+  """Offspring of binary tournaments; copies only if there are too few others.
 
   Args:
     key: random key.
-    parents: int32[P, N].
-    place: [P], where each stands in the order of survival.
-    allowed: bool[N, K].
-    etas: distribution indices of crossover and mutation; with NSGA-II's usual
-      20 a mutation would rarely reach another whole number.
+    parents: choices.
+    place: position of each parent in the order of survival.
+    allowed: choices that nodes allow.
+    etas: see `search`.
   """
   keys = jax.random.split(key, 5)
   top, everyone = allowed.shape[1] - 1.0, jnp.ones(len(parents), bool)
 
-  def pick(key):
+  def pick(key: Array) -> Array:
     draw = lambda k: variation.tournament(k, place, everyone)
     rows = jax.vmap(draw)(jax.random.split(key, BROODS)).ravel()
     return parents[rows].astype(jnp.float32)
@@ -46,31 +54,31 @@ def _breed(key, parents, place, allowed, etas):
 
 
 @jax.jit
-def _survivors(objectives):
-  """int32[n]: rows in the order in which NSGA-II would keep them."""
+def _survivors(objectives: Float[Array, 'n M']) -> Int[Array, ' n']:
+  """Indices of the rows in NSGA-II's order of survival, the best first."""
   ranks = pareto.nondominated_rank(objectives)
-  # A repeated row adds nothing.
+  # Repeated rows come last.
   ranks += len(ranks) * pareto.duplicated(objectives)
   crowding = pareto.crowding_distance(objectives, ranks)
   return jnp.lexsort((-crowding, ranks))
 
 
 def search(
-  key,
-  problem,
-  evaluations,
-  score,
+  key: Array,
+  problem: Problem,
+  evaluations: int,
+  score: Score,
   population: int = 50,
   etas: tuple[float, float] = (15.0, 3.0),
 ) -> None:
-  """A search that starts blind.
+  """Searches from random configurations, without sensitivities.
 
   Args:
     key: random key.
-    problem: what is searched.
-    evaluations: how many it has.
+    problem: that is searched.
+    evaluations: budget.
     score: see `baseline.Search`.
-    population: configurations that live on.
+    population: number of survivors.
     etas: distribution indices of crossover and mutation; with NSGA-II's usual
       20 a mutation would rarely reach another whole number.
   """

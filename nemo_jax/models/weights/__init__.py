@@ -1,7 +1,7 @@
 """Published checkpoints as variables of the networks in `models`.
 
-A network's modules carry the names that its checkpoint uses, so that what is
-left to do is to turn kernels round and to fold batch norms.
+The modules of a network have the names that its checkpoint uses. A conversion
+therefore only transposes kernels and folds batch norms.
 """
 
 from nemo_jax.models.weights.checkpoints import read

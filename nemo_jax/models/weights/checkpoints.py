@@ -1,4 +1,4 @@
-"""Tensors by name, from checkpoints of PyTorch and from safetensors."""
+"""Tensors by name, from PyTorch checkpoints and safetensors files."""
 
 import argparse
 import os
@@ -16,8 +16,8 @@ import safetensors
 from nemo_jax.core import files
 from nemo_jax.core.types import InputError, first_line
 
-# Entries of a checkpoint that hold weights, the best first: averages are what
-# the recipes that keep them evaluate, and what timm loads.
+# Entries of a checkpoint that may hold weights, by preference. Averages come
+# first: training recipes evaluate them, and timm loads them.
 _ENTRIES = (
   'state_dict_ema',
   'model_ema',
@@ -35,11 +35,11 @@ _ENTRIES = (
   'params',
   'weights',
 )
-# Of entries within entries; a pickle may hold itself.
+# Greatest depth of entries within entries; a pickle may contain itself.
 _DEEPEST = 4
-# What wraps a network puts these before the names of all its tensors.
+# Wrappers of a network put these before the names of all its tensors.
 _PREFIXES = ('module.', '_orig_mod.', '_fsdp_wrapped_module.', 'model.', 'net.')
-_AVERAGED = 'n_averaged'  # how often, in an AveragedModel of PyTorch
+_AVERAGED = 'n_averaged'  # a counter in PyTorch's AveragedModel
 _FLOATS = {
   'F64': np.float64,
   'F32': np.float32,
@@ -60,7 +60,7 @@ _INTEGERS = {
 
 
 def _harmless() -> list:
-  """What checkpoints hold besides weights and may: options and scores."""
+  """Types that PyTorch may unpickle besides tensors: options and scores."""
   scalar = np._core.multiarray.scalar
   old = 'numpy.core.multiarray.scalar'
   kinds = {type(np.dtype(x)) for x in (*_FLOATS.values(), *_INTEGERS.values())}
@@ -70,7 +70,7 @@ def _harmless() -> list:
 def _check_zip(path: pathlib.Path) -> None:
   """Raises `InputError` if a member differs from its checksum.
 
-  PyTorch writes the checksums, and does not check them.
+  PyTorch writes the checksums but does not check them.
   """
   with open(path, 'rb') as file:
     if file.read(4) != b'PK\3\4':
@@ -87,7 +87,7 @@ def _check_zip(path: pathlib.Path) -> None:
 
 
 def _unpickled(path: pathlib.Path) -> Any:
-  """What a file of PyTorch holds; nothing in it is executed."""
+  """Content of a PyTorch file, without executing any code in it."""
   try:
     import torch
   except ImportError as error:
@@ -113,16 +113,17 @@ def _unpickled(path: pathlib.Path) -> Any:
 
 
 def _holds_weights(content: Any, is_tensor: Callable, depth: int) -> bool:
+  """Whether a mapping holds tensors with axes, itself or in an entry."""
   if not isinstance(content, Mapping) or not depth:
     return False
-  # Counters and decays have no axes.
+  # Scalars are counters or decays, not weights.
   return any(is_tensor(x) and x.ndim for x in content.values()) or any(
     _holds_weights(content.get(name), is_tensor, depth - 1) for name in _ENTRIES
   )
 
 
 def _holds_tensors(value: Any, is_tensor: Callable) -> bool:
-  """Whether an entry is a tensor with axes, or holds some at any depth.
+  """Whether a value is a tensor with axes, or holds one at any depth.
 
   The state of an optimizer, whose entries are numbered, does not count.
   """
@@ -138,14 +139,16 @@ def _holds_tensors(value: Any, is_tensor: Callable) -> bool:
   )
 
 
-def _state_dict(path: pathlib.Path, content: Any, is_tensor: Callable):
-  """The weights among what else a checkpoint holds.
+def _state_dict(
+  path: pathlib.Path, content: Any, is_tensor: Callable
+) -> Mapping[Any, Any]:
+  """The entry of a checkpoint that holds the weights by name.
 
-  Where several entries do, the first of `_ENTRIES` is taken, and a warning
-  says which.
+  If several entries hold weights, the first of `_ENTRIES` is taken, with a
+  warning.
 
   Raises:
-    InputError: there are none by name.
+    InputError: no entry holds tensors by name.
   """
   for _ in range(_DEEPEST):
     if not isinstance(content, Mapping):
@@ -176,11 +179,11 @@ def _state_dict(path: pathlib.Path, content: Any, is_tensor: Callable):
   return content
 
 
-def _of_torch(name: str, tensor) -> np.ndarray:
-  """A tensor of PyTorch as NumPy's; floats become float32.
+def _of_torch(name: str, tensor: Any) -> np.ndarray:
+  """A PyTorch tensor as a NumPy array; floats become float32.
 
   Raises:
-    InputError: it has no values, or codes in their place.
+    InputError: the tensor is quantized, sparse, complex or without values.
   """
   floating = tensor.is_floating_point()
   kinds = {
@@ -202,6 +205,7 @@ def _of_torch(name: str, tensor) -> np.ndarray:
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of a PyTorch checkpoint by name."""
   content = _unpickled(path)
   import torch
 
@@ -217,6 +221,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of a safetensors file by name."""
   try:
     content = safetensors.deserialize(path.read_bytes())
   except safetensors.SafetensorError as error:
@@ -230,14 +235,14 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       )
     tensor = np.frombuffer(x['data'], dtype).reshape(x['shape'])
     if x['dtype'] in _FLOATS:
-      with np.errstate(over='ignore'):  # what overflows is refused later
+      with np.errstate(over='ignore'):  # `convert` refuses infinities
         tensor = tensor.astype(np.float32)
     tensors[name] = tensor
   return tensors
 
 
 def _is_safetensors(path: pathlib.Path) -> bool:
-  """Whether it begins like one, or is named so and is no pickle."""
+  """Whether a file has the header of safetensors, or the name and no pickle."""
   with open(path, 'rb') as file:
     head = file.read(9)
   length = int.from_bytes(head[:8], 'little')
@@ -248,7 +253,7 @@ def _is_safetensors(path: pathlib.Path) -> bool:
 
 
 def _without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Tensors without the prefixes that all names have, in any nesting."""
+  """Tensors without the prefixes that all their names share."""
   while names := set(tensors) - {_AVERAGED}:
     shared = [p for p in _PREFIXES if all(x.startswith(p) for x in names)]
     if not shared:
@@ -260,16 +265,15 @@ def _without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The tensors in a file by name: safetensors, or a checkpoint of PyTorch.
+  """Tensors by name, of a safetensors file or a PyTorch checkpoint.
 
-  Loading executes nothing that the file may hold. Floats become float32. Of a
-  checkpoint's entries the one with weights is taken, averaged weights before
-  others; prefixes that all names have, such as `module.` of data-parallel
-  training, are dropped.
+  No code in the file is executed. Floats become float32. If a checkpoint has
+  several entries with weights, averaged weights are preferred. Prefixes that
+  all names share, such as `module.` of data-parallel training, are dropped.
 
   Raises:
-    InputError: it cannot be read, would execute code, or holds a tensor that
-      has no float values.
+    InputError: the file cannot be read, would execute code, or holds a tensor
+      without float values.
   """
   path = files.local(path)
   with files.errors_named(path):

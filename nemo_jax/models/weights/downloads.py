@@ -1,4 +1,4 @@
-"""Files that are fetched once, named by their hash."""
+"""Downloads that are checked against the hash in their name."""
 
 import hashlib
 import http.client
@@ -16,10 +16,10 @@ from nemo_jax.core.types import InputError
 
 
 def _blocks(url: str, name: str) -> Iterator[bytes]:
-  """The content at a URL, piece by piece.
+  """Yields the content at a URL in blocks of up to 1 MiB.
 
   Raises:
-    InputError: it cannot be fetched.
+    InputError: the download fails.
   """
   try:
     with (
@@ -43,18 +43,19 @@ def _blocks(url: str, name: str) -> Iterator[bytes]:
 
 
 def _sha256(path: pathlib.Path) -> str:
+  """SHA-256 of a file, in hex."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def download(url: str, folder: str | os.PathLike) -> pathlib.Path:
-  """The file at a URL, kept in a folder; named by its hash, and checked.
+  """Path of the file at a URL, downloaded into a folder if it is not there.
 
-  The name ends in `-` and the first digits of the SHA-256, as torchvision's
-  do. A file that is there is checked as well, and fetched again if it differs.
+  The name ends in `-` and the first digits of the SHA-256, as in torchvision.
+  A file that is there is checked too, and downloaded again if it differs.
 
   Raises:
-    InputError: it cannot be fetched, or is not what its name says.
+    InputError: the download fails, or its SHA-256 is not that of the name.
   """
   name = url.rpartition('/')[2]
   path = files.local(folder) / name

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint as variables of a network."""
+"""Conversion of a checkpoint's tensors to the variables of a network."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,18 +28,22 @@ def _expected(shapes: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def _is_statistic(name: str) -> bool:
+  """Whether a tensor is a running statistic of a batch norm."""
   return name.endswith(_NORM_STATISTICS)
 
 
 def _listed(names: Sequence[str]) -> str:
+  """The first name, and how many more there are."""
   more = f' and {len(names) - 1} more' if len(names) > 1 else ''
   return names[0] + more
 
 
-def _check(tensors, expected: dict[str, tuple[int, ...]]) -> None:
-  """Raises `InputError` unless there are these tensors and no others."""
+def _check(
+  tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+  """Raises `InputError` unless the tensors are those expected, and valid."""
   for name in expected:
-    # Codes of a quantized network have the names of its weights.
+    # In a quantized network the integer codes have the names of the weights.
     if name in tensors and not np.issubdtype(tensors[name].dtype, np.floating):
       raise InputError(
         f'{name} holds {tensors[name].dtype}, codes or counts, where float '
@@ -85,7 +89,7 @@ def convert(tensors: Mapping[str, np.ndarray], shapes: PyTree) -> PyTree:
 
   Raises:
     InputError: a tensor is missing, left over, of another shape or type, or
-      has values that no network has.
+      holds a value that is not finite or a negative variance.
   """
   tensors = {
     name: x
@@ -96,11 +100,11 @@ def convert(tensors: Mapping[str, np.ndarray], shapes: PyTree) -> PyTree:
   paths = flax.traverse_util.flatten_dict(shapes)
   norms = {path[-2] for path in paths if path[-1] == 'scale'}
 
-  def scale_of(module):
+  def scale_of(module: str) -> np.ndarray:
     variance = tensors[f'{module}.running_var'].astype(np.float64)
     return tensors[f'{module}.weight'] / np.sqrt(variance + NORM_EPSILON)
 
-  def value(module, name):
+  def value(module: str, name: str) -> np.ndarray:
     if name == 'kernel':
       weight = tensors[f'{module}.weight']
       return weight.transpose(*range(2, weight.ndim), 1, 0)

@@ -23,7 +23,7 @@ from nemo_jax.quantization.backend.units import (
 from nemo_jax.quantization.trace import program as program_lib
 from nemo_jax.quantization.trace.equations import Equation, bind
 
-# Of `units.ELEMENTWISE`, the primitives that kernels lack or define differently.
+# Of `units.ELEMENTWISE`: what kernels lack or define differently.
 _IN_KERNEL = {
   'clamp': lambda low, x, high: kernels.minimum(kernels.maximum(low, x), high),
   'max': kernels.maximum,
