@@ -1,9 +1,9 @@
-"""Experiments to run: `python -m experiments.<name> --help`."""
+"""Experiments, run as commands: `python -m experiments.<name> --help`."""
 
 import sys
 
-# While `python -m` looks for the program, and nowhere else. What programs
-# import takes seconds, in which a signal may come.
+# Only while `python -m` looks for the command, before its imports: these take
+# seconds, during which a signal may arrive.
 if sys.argv[:1] == ['-m']:
   from experiments import signals
 

@@ -1,8 +1,8 @@
 """Flags and start-up of runs on several devices and several hosts.
 
-The engine is JAX's own: `jax.distributed` joins the processes, `jax.sharding`
-divides the work. All devices of all processes are used. Every process runs the
-same command; only the first writes, and prints.
+`jax.distributed` joins the processes, and `jax.sharding` divides the work among
+all devices of all processes. Every process runs the same command; only the
+first writes files and prints.
 """
 
 import contextlib
@@ -30,20 +30,23 @@ define.whole(
 flags.DEFINE_bool(
   'distributed',
   False,
-  'join processes as the cluster says (Cloud TPU, Slurm, Open MPI, Kubernetes)',
+  'join the processes of the cluster (Cloud TPU, Slurm, Open MPI, Kubernetes)',
 )
 flags.DEFINE_string(
   'coordinator',
   None,
-  'join processes by hand: host and port where the first one listens',
+  'join processes by hand: host and port on which the first one listens',
 )
 define.whole(
-  'processes', None, 'with --coordinator: how many', high=_MOST_PROCESSES
+  'processes',
+  None,
+  'with --coordinator: number of processes',
+  high=_MOST_PROCESSES,
 )
 define.whole(
   'process_id',
   None,
-  'with --coordinator: 0, 1, ...',
+  'with --coordinator: number of this process, from 0',
   low=0,
   high=_MOST_PROCESSES - 1,
 )
@@ -79,14 +82,15 @@ def check() -> None:
     )
 
 
-def _by_hand() -> tuple:
+def _by_hand() -> tuple[str | None, int | None, int | None]:
+  """Values of the flags that join processes by hand."""
   own = define.own(__name__)
   return own.coordinator, own.processes, own.process_id
 
 
 def _join() -> None:
   """Joins the processes of the flags."""
-  # The service would take SIGTERM, which ends a process here.
+  # The service would handle SIGTERM, which is to end the process.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
@@ -99,10 +103,10 @@ def _join() -> None:
 
 @contextlib.contextmanager
 def joined() -> Generator[None]:
-  """Within, all processes of the flags are joined and only the first prints.
+  """Context in which the processes are joined, and only the first prints.
 
-  A process that fails ends all others: they would wait for it. What is stored
-  stays, and the run resumes on any number of devices.
+  An error in one process ends all of them, since the others would block. What
+  is stored stays, and the run can be resumed on any number of devices.
   """
   check()
   own = define.own(__name__)
@@ -131,6 +135,6 @@ def joined() -> Generator[None]:
 
 
 def _leave(message: str) -> None:
-  """Ends this process at once: to say goodbye it would wait for the others."""
+  """Ends this process at once; a regular exit would wait for the others."""
   print(message, file=sys.stderr, flush=True)
   os._exit(1)

@@ -1,13 +1,13 @@
-"""The arena: every method at the same number of evaluations, on one problem.
+"""Compares search methods on one problem, at equal numbers of evaluations.
 
   python -m experiments.compare --workload=digits --budget=500 --seeds=0,1,2,3,4
 
 A method is a team of species that share one population, joined by + (`nemo`
 and `paper` are such teams), or a baseline from `nemo_jax/arena/baselines`.
-Passes over images that a method's knowledge takes are converted into
-evaluations, and counted. All find fronts on the search images; these are scored
-again on images that no search has seen, there for top-1 error as well. What is
-done is kept, so the same command resumes, also with further methods and seeds.
+Sensitivities that a method uses count as evaluations, by their passes over
+images. All methods find fronts on the search images. The fronts are scored
+again on test images, which no search uses, and there by top-1 error as well.
+Results are stored: the same command resumes, also with more methods and seeds.
 """
 
 import json
@@ -39,11 +39,14 @@ define.words(
   ['nemo', 'paper', *baselines.names()],
   'teams of species joined by +, "nemo" (the default team of a search), '
   f'"paper", or baselines: {", ".join(baselines.names())}; the first is '
-  'compared with each of the others. Behind a team and @, what is left out or '
-  f'other: {", ".join(ablations.WORDS)}',
+  'compared with each of the others. A team may be followed by @ and an '
+  f'ablation: {", ".join(ablations.WORDS)}',
 )
 define.words(
-  'seeds', ['0', '1', '2', '3', '4'], 'one run each', numbers=define.SEEDS
+  'seeds',
+  ['0', '1', '2', '3', '4'],
+  'seeds of the runs of every method',
+  numbers=define.SEEDS,
 )
 define.words(
   'objectives',
@@ -56,19 +59,23 @@ define.whole('budget', 500, 'evaluations of every method', 2)
 define.whole(
   'population',
   20,
-  'places of a team; budget and hypervolume go in blocks of so many '
-  'evaluations, for all methods',
+  'evaluations of a generation; for all methods the budget is used, and the '
+  'hypervolume measured, in blocks of this size',
   *define.POPULATIONS,
 )
-define.path('workdir', None, 'runs/compare/WORKLOAD if absent')
+define.path(
+  'workdir',
+  None,
+  'folder of the results; runs/compare/WORKLOAD if absent',
+)
 
 
-# What may differ between the runs of one folder.
+# Flags that may differ between the runs in one folder.
 FREE = ('workdir', 'methods', 'seeds')
 
 
 def workdir() -> pathlib.Path:
-  """Where results are kept."""
+  """The folder of the results."""
   folder = define.own(__name__).workdir
   return files.local(folder or f'runs/compare/{flags.workload_name()}')
 
@@ -115,7 +122,7 @@ def check() -> Config:
 
 
 def check_budget(rules: tournament.Rules, method: str) -> None:
-  """Raises `InputError` if sensitivities leave no generation."""
+  """Raises `InputError` if sensitivities leave no budget for a generation."""
   print(
     f'sensitivities count as {rules.sensitivity_cost} evaluations of '
     f'{rules.budget}'
@@ -129,10 +136,10 @@ def check_budget(rules: tournament.Rules, method: str) -> None:
 
 
 def run() -> None:
-  """The experiment."""
+  """Runs the comparison."""
   config = check()
   folder, own = workdir(), define.own(__name__)
-  # Every cell depends on these; methods and seeds may be added.
+  # All results depend on these flags; methods and seeds may be added.
   kept = {k: v for k, v in vars(own).items() if k not in FREE}
   settings = flags.settings(config) | kept
   runs.check_flags(folder, settings)
@@ -146,7 +153,7 @@ def run() -> None:
   }
   read |= {name: files.digest(tree) for name, tree in known.items()}
   more = [n for n in ('top1_error',) if n not in own.objectives]
-  # Top-1 error stands where performance does, once its column is put first.
+  # `run_cell` puts top-1 error first, in place of the performance.
   unseen = pipeline.make_problem(
     workload,
     prepared.quantized,
@@ -162,7 +169,7 @@ def run() -> None:
   check_budget(rules, config.sensitivities)
   flow = prepared.quantized.structure.data_flow_graph
   with runs.started(folder, settings, read) as (digest, _):
-    # All are built first, so that what cannot be is said at once.
+    # All are built before the first is run, so that errors come at once.
     built = {
       method: tournament.contestant(method, prepared.problem, flow, rules)
       for method in own.methods

@@ -1,6 +1,6 @@
-"""Kinds of flags that refuse, when they are parsed, what cannot be used.
+"""Definitions of flags whose values are checked when they are parsed.
 
-A command reads the flags that it has defined from `own`.
+`own` returns the values of the flags that a module has defined.
 """
 
 import contextlib
@@ -20,28 +20,29 @@ from nemo_jax.core.types import InputError
 # Flags belong to the module that calls these functions.
 flags.disclaim_key_flags()
 
-# Seeds of JAX are the lowest 32 bits of what it is given.
+# JAX takes the lowest 32 bits of a seed.
 SEEDS = (0, 2**32 - 1)
-# What counts of evaluations and images hold, in int32.
+# Largest number of evaluations or images, which are counted in int32.
 LARGEST = 2**31 - 1
-# The archive and what is sorted by rank stay small beside a network.
+# Sizes of a population, for which the arrays of a search stay small.
 POPULATIONS = (2, 2**14)
 _LONGEST_NAME = 255
 
 
 class _Parser(flags.ArgumentParser):
-  """The parser of absl that calls a function; defaults are values already."""
+  """Parser of absl that calls a function; default values are not parsed."""
 
   def __init__(self, convert: Callable[[str], Any], kind: str):
     self._convert = convert
     self.syntactic_help = kind
 
-  def parse(self, argument):
-    """What the function makes of the text; ValueError if it is wrong."""
+  def parse(self, argument: Any) -> Any:
+    """The value of a text; ValueError if it cannot be used."""
     return self._convert(argument) if isinstance(argument, str) else argument
 
 
 def _whole(text: str, low: int, high: int) -> int:
+  """The whole number that a text is; `InputError` outside of the limits."""
   if not re.fullmatch('[+-]?[0-9]{1,20}', text):
     raise InputError(f'{text!r} is no whole number from {low} to {high}')
   if not low <= int(text) <= high:
@@ -52,7 +53,7 @@ def _whole(text: str, low: int, high: int) -> int:
 def whole(
   name: str, default: int | None, help: str, low: int = 1, high: int = LARGEST
 ) -> None:
-  """Defines a whole number from `low` to `high`."""
+  """Defines a flag for a whole number from `low` to `high`."""
   parser = _Parser(
     lambda text: _whole(text, low, high), f'a whole number from {low} to {high}'
   )
@@ -62,9 +63,9 @@ def whole(
 def number(
   name: str, default: float | None, help: str, low: float, high: float
 ) -> None:
-  """Defines a number from `low` to `high`, which may be infinite."""
+  """Defines a flag for a number from `low` to `high`, which may be infinite."""
 
-  def convert(text):
+  def convert(text: str) -> float:
     try:
       value = float(text) if text.isascii() else math.nan
     except ValueError:
@@ -78,19 +79,21 @@ def number(
 
 
 def _path(text: str) -> str:
+  """The path that a text is; `InputError` if it cannot be used."""
   path = files.local(text)
   if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
     raise InputError(f'a name in it has over {_LONGEST_NAME} bytes')
-  # Other paths are left as they were typed: runs compare them.
+  # Other paths stay as they were typed: `check_flags` compares them.
   return str(path) if text.startswith('~') else text
 
 
 def path(name: str, default: str | None, help: str) -> None:
-  """Defines a file or folder of a mounted file system; `~` is expanded."""
+  """Defines a flag for a file or folder; `~` is expanded, URLs are refused."""
   flags.DEFINE(_Parser(_path, 'a path'), name, default, help)
 
 
 def _known(word: str, choices: Sequence[str], of: str) -> str:
+  """The word; `InputError` if it is none of the choices."""
   if word not in choices:
     known = ', '.join(choices)
     raise InputError(f'unknown {of} {word!r}; the choices are {known}')
@@ -98,9 +101,9 @@ def _known(word: str, choices: Sequence[str], of: str) -> str:
 
 
 def plugin(name: str, default: str, help: str) -> None:
-  """Defines the name of a plug-in; whether there is one is seen later."""
+  """Defines a flag for the name of a plug-in, which is not looked up yet."""
 
-  def convert(text):
+  def convert(text: str) -> str:
     if not text or not text.isprintable():
       raise InputError(f'{text!r} is no name')
     return text
@@ -118,19 +121,19 @@ def words(
   numbers: tuple[int, int] | None = None,
   may_be_empty: bool = False,
 ) -> None:
-  """Defines words between commas, each there once.
+  """Defines a flag for words separated by commas, without repetitions.
 
   Args:
     name: of the flag.
-    default: its value if it is absent.
-    help: what it is.
-    choices: what there is to choose from; anything if absent.
-    of: what a choice is called.
-    numbers: the words are whole numbers from the first to the second.
-    may_be_empty: whether there may be none.
+    default: value of an absent flag.
+    help: description of the flag.
+    choices: the words that are allowed; any if None.
+    of: what a word is, for messages.
+    numbers: limits of the words, if they have to be whole numbers.
+    may_be_empty: whether the list may be empty.
   """
 
-  def convert(text):
+  def convert(text: str) -> list[str]:
     found = [part.strip(' ') for part in text.split(',')] if text else []
     if not (found or may_be_empty):
       raise InputError(f'there are no {name}; give at least one')
@@ -141,7 +144,7 @@ def words(
         _known(part, choices, of)
       if numbers:
         _whole(part, *numbers)
-        # They name results, so that each has to be written in one way.
+        # The words name results, so a number has only one spelling.
         if part != str(int(part)):
           raise InputError(f'{part!r} is written {int(part)}')
     if len(set(found)) < len(found):
@@ -159,7 +162,7 @@ def words(
 
 @contextlib.contextmanager
 def named(name: str) -> Generator[None]:
-  """Puts the flag and its value before the message of an `InputError`."""
+  """Context that puts a flag and its value in front of `InputError`s."""
   try:
     yield
   except InputError as error:
@@ -167,13 +170,13 @@ def named(name: str) -> Generator[None]:
 
 
 def shown(name: str) -> str:
-  """The value of a flag, in messages."""
+  """The value of a flag as text, for messages."""
   value = flags.FLAGS[name].value
   return ','.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def own(module: str) -> types.SimpleNamespace:
-  """The flags that a module has defined, by name.
+  """Values of the flags that a module has defined, as attributes.
 
   Args:
     module: its `__name__`.
@@ -183,5 +186,5 @@ def own(module: str) -> types.SimpleNamespace:
 
 
 def present(name: str) -> bool:
-  """Whether a flag was given."""
+  """Whether a flag was given on the command line."""
   return bool(flags.FLAGS[name].present)

@@ -3,12 +3,14 @@
   python -m experiments.evaluate --workload=mobilenet_v2 --data=TRAIN \
     --validation=VALIDATION --bits=float,8,w4a8,6,4
 
-prints a JSON line for each: float, the same bits everywhere, weights and
-activations apart, or with --front the points of a search. Calibration images
-come from --data, those that are scored from --validation.
+prints a JSON line for each configuration: float, one bit-width at all
+quantizers, separate bit-widths of weights and activations, or with --front the
+points of a search. Calibration images come from --data, and test images from
+--validation.
 """
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags as absl_flags
@@ -20,6 +22,7 @@ from nemo_jax.config import Config
 from nemo_jax.core.types import InputError
 from nemo_jax.quantization import costs
 from nemo_jax.quantization.numerics import widths
+from nemo_jax.quantization.trace.analysis import Quantizer
 from nemo_jax.runs.front import Front
 from nemo_jax.runs.schema import SCORED
 from nemo_jax.tasks import scoring
@@ -29,23 +32,27 @@ absl_flags.adopt_module_key_flags(flags)
 define.words(
   'bits',
   ['float', '8', '6', '4'],
-  'configurations: float, a number of bits, or such as w4a8',
+  'configurations: float, a bit-width, or a pair such as w4a8',
 )
 define.path(
-  'front', None, 'folder of a search, whose front is scored in place of --bits'
+  'front', None, 'folder of a search, whose front is scored instead of --bits'
 )
-define.words(
-  'points', ['all'], 'which points of the front, by number from 0, or all'
-)
+define.words('points', ['all'], 'points of the front, by number from 0, or all')
 
 
-def points_of(folder: str, words, quantizers) -> dict[str, np.ndarray]:
-  """The bits of the points of a front, by name.
+def points_of(
+  folder: str, words: Sequence[str], quantizers: Sequence[Quantizer]
+) -> dict[str, np.ndarray]:
+  """Bits [N] of the points of a front, by name.
 
   Args:
     folder: of the search.
-    words: numbers of points, or `all`.
-    quantizers: of the network.
+    words: numbers of points, or `all` alone.
+    quantizers: N quantizers of the network.
+
+  Raises:
+    InputError: the front cannot be read or is of another network, or has no
+      such point.
   """
   with define.named('front'):
     front = Front.load(folder, needed=SCORED)
@@ -69,7 +76,7 @@ def points_of(folder: str, words, quantizers) -> dict[str, np.ndarray]:
 
 
 def check() -> tuple[Config, dict[str, np.ndarray]]:
-  """The config, and by name the bits of what the flags ask to score.
+  """The config, and the bits [N] of the configurations by name.
 
   Raises:
     InputError: a flag cannot be used.
@@ -89,9 +96,9 @@ def check() -> tuple[Config, dict[str, np.ndarray]]:
 
 
 def run() -> None:
-  """The experiment."""
+  """Scores the configurations and prints their lines."""
   config, rows = check()
-  # None for a search.
+  # No images for a search.
   workload = flags.load_workload(search_images=0)
   quantized = pipeline.quantize_network(workload, config, flags.cache())
   accuracy = scoring.accuracy(

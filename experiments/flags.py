@@ -1,8 +1,8 @@
-"""The flags that commands share, and the `Config` that they make.
+"""Flags that several commands share, and the `Config` made from them.
 
-Flags whose names are fields of `pipeline.Config` make a `Config`; those whose
-names are fields of `workloads.Sources` say where the network and its images
-come from. A command defines flags of its own, and gets them from `define.own`.
+Flags with the names of fields of `Config` are its values. Flags with the names
+of fields of `workloads.Sources` say where the network and its images come from.
+A command defines further flags, and reads them by `define.own`.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from nemo_jax.quantization.trace import operations
 
 FLAGS = absl_flags.FLAGS
 
-# Larger images than any network sees; an array of them is still small.
+# Limit of image sides: above those of any network, but small in memory.
 _LARGEST_SIDE = 8192
 
 define.plugin(
@@ -54,44 +54,46 @@ define.path(
 define.path(
   'validation',
   None,
-  'images for the end, likewise; the validation split of --data if absent, or '
-  'else a part of it that the search never sees',
+  'test images, in the same forms; if absent, the validation split of --data, '
+  'or else a part of it that the search does not use',
 )
 define.whole(
   'image_size',
   None,
-  "sides; the network's own if absent",
+  "sides of an image in pixels; the network's own if absent",
   high=_LARGEST_SIDE,
 )
 define.whole(
   'resize',
   None,
-  'short side of an image before its centre is cut out; 0 leaves images as '
-  'they are; 8/7 of the image size for ImageNet if absent, as usual',
+  'short side of an image in pixels before its centre is cropped; 0 for no '
+  'scaling; if absent, 8/7 of the image size for ImageNet, as usual',
   low=0,
   high=2 * _LARGEST_SIDE,
 )
 define.whole(
   'validation_resize',
   None,
-  'that of validation images; --resize if absent',
+  '--resize of validation images; the same if absent',
   low=0,
   high=2 * _LARGEST_SIDE,
 )
 define.whole(
   'search_images',
   None,
-  'images that score a candidate, of all classes alike; 5000 for ImageNet if '
-  'absent, five a class',
+  'number of images that score a candidate, with equal numbers of each class; '
+  'if absent, 5000 for ImageNet, five of each class',
 )
 define.whole(
-  'calibration_images', None, 'images that set ranges; 256 if absent'
+  'calibration_images',
+  None,
+  'number of images for calibration; 256 if absent',
 )
-define.whole('test_images', None, 'validation images to score; all if absent')
+define.whole('test_images', None, 'number of test images; all if absent')
 define.whole(
   'image_seed',
   0,
-  'which images are drawn, where not all are taken',
+  'seed of the random choice of images',
   *define.SEEDS,
 )
 absl_flags.DEFINE_enum(
@@ -103,8 +105,8 @@ absl_flags.DEFINE_enum(
 define.words(
   'reconstruct',
   reconstruct.DEFAULT_STEPS,
-  'what is done to quantize each layer well at every width, from the '
-  f'calibration images: {", ".join(reconstruct.STEPS)}; nothing if empty',
+  'steps that reduce the error of each layer at every bit-width, on the '
+  f'calibration images: {", ".join(reconstruct.STEPS)}; none if empty',
   choices=reconstruct.STEPS,
   of='step',
   may_be_empty=True,
@@ -118,7 +120,7 @@ absl_flags.DEFINE_enum(
 define.words(
   'extra_ops',
   [],
-  'operations beside convolutions and matrix products whose inputs are '
+  'operations besides convolutions and matrix products whose inputs are '
   f'quantized: {", ".join(operations.OPTIONAL_KINDS)}',
   choices=operations.OPTIONAL_KINDS,
   of='operation',
@@ -133,14 +135,14 @@ absl_flags.DEFINE_enum(
 define.number(
   'memory_gib',
   None,
-  'memory that activations may take; half of what the device has if absent',
+  "GiB that activations may take; half of the device's memory if absent",
   0.01,
   2**14,
 )
 define.path(
   'cache',
   'runs/cache',
-  'where weights, decoded images and compiled programs are kept',
+  'folder for weights, decoded images and compiled programs',
 )
 
 
@@ -148,24 +150,27 @@ absl_flags.DEFINE_enum(
   'sensitivities',
   'second_order',
   config_lib.SENSITIVITIES,
-  'how it is estimated, before a search, what each bit-width loses at each '
-  'quantizer, from the calibration images',
+  'method that estimates, on the calibration images, the loss that each '
+  'bit-width of each quantizer adds',
 )
 
 _FIELDS = {field.name for field in dataclasses.fields(Config)}
 
 
 def _value(name: str, value: Any) -> Any:
+  """The value of a field of `Config` from the value of its flag."""
   if name == 'bit_widths':
     return tuple(int(word) for word in value)
   return tuple(value) if isinstance(value, list) else value
 
 
 def config(**overrides: Any) -> Config:
-  """The config of the flags that are defined, checked as far as it concerns.
+  """The config of the flags that are defined.
+
+  Fields of quantization are checked; see `check_search` for the others.
 
   Args:
-    **overrides: fields that no flag decides.
+    **overrides: fields that have no flag.
 
   Raises:
     InputError: a flag cannot be used.
@@ -179,7 +184,7 @@ def config(**overrides: Any) -> Config:
 
 @contextlib.contextmanager
 def _as_flags() -> Generator[None]:
-  """Errors of a config's fields, as those of flags."""
+  """Context that turns errors of a config's fields into errors of flags."""
   try:
     yield
   except config_lib.FieldError as error:
@@ -196,13 +201,13 @@ def check_search(made: Config) -> None:
 
 
 def sources(**overrides: Any) -> dict[str, Any]:
-  """The fields of `workloads.Sources` by the flags, and what is given."""
+  """Fields of `workloads.Sources` from the flags and the overrides."""
   names = set(workloads.Sources._fields) - {'cache'}
   return {name: FLAGS[name].value for name in names} | overrides
 
 
 def settings(made: Config) -> dict[str, Any]:
-  """What a run was started with: the config, the workload and its sources."""
+  """Flags of a run, for flags.json: the config, the workload, its sources."""
   return made.settings() | sources() | {'workload': FLAGS.workload}
 
 
@@ -215,9 +220,9 @@ def check_network() -> None:
 
 
 def check_sources() -> None:
-  """Raises `InputError` for flags that name what cannot be used.
+  """Raises `InputError` for sources that cannot be used.
 
-  Nothing is made, read or downloaded but the names of files.
+  Only the existence of files is checked: nothing is read, made or downloaded.
   """
   with define.named('cache'):
     runs.check_folder(FLAGS.cache)
@@ -238,7 +243,7 @@ def check_sources() -> None:
 
 
 def cache() -> pathlib.Path:
-  """The folder of what is costly to make."""
+  """The folder of the flag --cache."""
   return files.local(FLAGS.cache)
 
 
@@ -248,14 +253,17 @@ def workload_name() -> str:
 
 
 def load_workload(**overrides: Any) -> workloads.Workload:
-  """The workload of the flags; from now on compiled programs are kept.
+  """The workload of the flags; compiled programs are kept from now on.
 
   Args:
-    **overrides: fields of `workloads.Sources` that the flags do not decide.
+    **overrides: fields of `workloads.Sources` that override the flags.
+
+  Raises:
+    InputError: a source cannot be used.
   """
   runs.check_folder(cache(), read_only=True)
-  # There may be hundreds, of a disk that is full or read-only: what is not
-  # kept is compiled again.
+  # On a full or read-only disk there would be a warning for each of hundreds of
+  # programs; a program that is not kept is compiled again.
   warnings.filterwarnings(
     'ignore', 'Error writing persistent compilation cache entry'
   )
@@ -264,7 +272,7 @@ def load_workload(**overrides: Any) -> workloads.Workload:
 
 
 def inspect_network() -> transform.Structure:
-  """The network of the flags, traced; nothing is read or allocated."""
+  """Structure of the flags' network, by a trace that allocates no array."""
   return transform.inspect(
     *workloads.network(FLAGS.workload, FLAGS.image_size),
     extra_ops=FLAGS.extra_ops,

@@ -1,13 +1,13 @@
-"""MPQCO: the best bit-widths by sensitivities alone, within budgets.
+"""MPQCO: the best bit-widths by their sensitivities, within budgets.
 
   python -m experiments.knapsack --workload=mobilenet_v2 --data=TRAIN \
     --validation=VALIDATION --budgets=1.5MB,1.3MB,5G,1.5MB+5G
 
-solves a multiple-choice knapsack for every budget, greedily as the paper does
-and to the optimum by integer programming, and scores the greedy one on
-validation images. MB are millions of bytes of the whole model, scales and
-biases included; G are 10^9 bit-operations of one image, MACs x weight bits x
-activation bits. With --activation_bits weights alone are chosen.
+solves a multiple-choice knapsack for every budget, greedily as in the paper and
+exactly by integer programming. The greedy solution is scored on the test
+images. MB are millions of bytes of the whole model, with scales and biases; G
+are 10^9 BitOps of one image, which are MACs x weight bits x activation bits.
+With --activation_bits only the bit-widths of weights are chosen.
 """
 
 import numpy as np
@@ -31,20 +31,20 @@ WIDTHS = widths.DEFAULT
 define.words(
   'budgets',
   ['8', '6', '4'],
-  'such as 1.5MB, 5G or 1.5MB+5G; or a number of '
-  'bits, which stands for what these take everywhere',
+  'budgets such as 1.5MB, 5G or 1.5MB+5G; or a bit-width, which stands for '
+  'its costs at all quantizers',
 )
 define.whole(
   'activation_bits',
   None,
-  'of every activation; chosen if absent',
+  'bit-width of every activation; chosen if absent',
   WIDTHS[0],
   WIDTHS[-1],
 )
 
 
 def check() -> tuple[Config, dict[str, tuple[float, float]]]:
-  """The config, and the budgets of the flags as `budgets.parse` returns them.
+  """The config, and the budgets of the flags from `budgets.parse`.
 
   Raises:
     InputError: a flag cannot be used.
@@ -61,7 +61,7 @@ def check() -> tuple[Config, dict[str, tuple[float, float]]]:
 
 
 def run() -> None:
-  """The experiment."""
+  """Solves the knapsacks, scores the solutions and prints their table."""
   config, budgets = check()
   workload = flags.load_workload(search_images=0)
   quantized = pipeline.quantize_network(workload, config, flags.cache())

@@ -1,4 +1,4 @@
-"""What every experiment does around its work."""
+"""Start of every experiment: flags, signals, warnings and errors."""
 
 import difflib
 import inspect
@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 
 
 def explain(error: Exception) -> str | None:
-  """A line on what a user or the machine can mend; None for other errors."""
+  """Message on an error that a user can correct; None for other errors."""
   said = str(error).strip()
   if isinstance(error, InputError | NotImplementedError):
     return messages.one_line(said)
@@ -38,7 +38,7 @@ def explain(error: Exception) -> str | None:
 
 
 def parse(argv: Sequence[str]) -> None:
-  """Parses the flags; what is wrong with them ends the process in one line."""
+  """Parses the flags; an error ends the process with one line."""
   try:
     _, *rest = FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
@@ -57,10 +57,10 @@ def parse(argv: Sequence[str]) -> None:
 
 
 def _introduce(module: str) -> None:
-  """Has --help show the text and the flags of a command's module.
+  """Makes --help show the docstring and the flags of a command's module.
 
-  absl shows those of the main module, which a command is only where it is
-  started by `python -m`.
+  absl shows those of the main module. A command is the main module only if it
+  is started by `python -m`.
   """
   if module == '__main__':
     return
@@ -70,19 +70,18 @@ def _introduce(module: str) -> None:
 
 
 def launch(run: Callable[[], None]) -> None:
-  """Parses the flags and runs; what can be mended ends in one line.
+  """Parses the flags and runs a command; errors of `explain` are one line.
 
   Args:
-    run: the command, defined in the module that --help is about.
+    run: the command, from the module whose flags and docstring --help shows.
   """
 
-  def main(argv):
+  def main(argv: Sequence[str] | None) -> None:
     del argv
-    # orbax tells of every step of every checkpoint, and warns of what a killed
-    # run has left.
+    # orbax logs every step of every checkpoint, and warns of unfinished ones.
     logging.set_verbosity(logging.ERROR)
-    # Its threads get in each other's and XLA's way: the factor of a matrix of
-    # 256 rows may take a hundred times as long.
+    # Threads of BLAS compete with those of XLA: with them, factoring a matrix
+    # of 256 rows may take a hundred times as long.
     threadpoolctl.threadpool_limits(1, user_api='blas')
     run()
 
@@ -90,13 +89,13 @@ def launch(run: Callable[[], None]) -> None:
   signals.stop_on_signals()
   messages.show_own_warnings()
   if sys.stdout:
-    # A signal leaves no time to flush; and not all terminals know all signs.
+    # A signal leaves no time to flush, and some terminals lack characters.
     options = {'line_buffering': True, 'errors': 'backslashreplace'}
     getattr(sys.stdout, 'reconfigure')(**options)  # noqa: B009 (not of all)
   try:
     app.run(main, flags_parser=parse)
   except BrokenPipeError:
-    # Whoever read the output has gone. What Python still holds goes nowhere.
+    # The reader of the output has ended; what is buffered is discarded.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(141)
   except Exception as error:

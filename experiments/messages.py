@@ -1,10 +1,11 @@
-"""What experiments say of errors and warnings: single lines."""
+"""Errors and warnings of experiments as single lines."""
 
 import sys
 import traceback
 import warnings
+from typing import TextIO
 
-# Longer messages lose their middle: names come first, and reasons last.
+# Longer messages are cut in the middle: names come first, and reasons last.
 _LONGEST = 2000
 
 
@@ -20,7 +21,7 @@ def one_line(text: str) -> str:
 
 
 def _module_that_warns() -> str:
-  """The name of the module that called `warnings.warn`."""
+  """Name of the module that called `warnings.warn`, from the stack."""
   for frame, _ in traceback.walk_stack(None):
     name = frame.f_globals.get('__name__', '')
     if name not in (__name__, 'warnings', '_py_warnings'):
@@ -29,25 +30,32 @@ def _module_that_warns() -> str:
 
 
 def show_own_warnings() -> None:
-  """From now on warnings of this package are single lines, each shown once.
+  """Shows warnings of this package as single lines from now on, each once.
 
-  Those of other packages are shown where Python's -W asks for them. Which
-  package warns is read from the stack: the module that a warning is filed
-  under is a caller of it, and may be any.
+  Warnings of other packages are shown only with Python's option -W. The package
+  is found from the stack, since `stacklevel` may attribute a warning to a
+  caller in any module.
   """
   asked, seen = bool(sys.warnoptions), set()
 
-  def show(message, category, filename, lineno, file=None, line=None):
+  def show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+  ) -> None:
     own = _module_that_warns().startswith(('nemo_jax', 'experiments'))
     text = one_line(f'warning: {message}')
     if text in seen or not (own or asked):
       return
     seen.add(text)
-    # Loaded with the first warning; it keeps progress bars whole.
+    # Imported with the first warning; it does not break progress bars.
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
 
   if not asked:
     warnings.simplefilter('always')
-  setattr(warnings, 'showwarning', show)  # noqa: B010 (has other names)
+  setattr(warnings, 'showwarning', show)  # noqa: B010 (typed as a function)

@@ -1,10 +1,10 @@
-"""Prepares a TFDS data set so that it is read without TensorFlow.
+"""Prepares a TFDS data set in a form that is read without TensorFlow.
 
   python -m experiments.prepare --tars=FOLDER --data=OTHER
 
 writes ImageNet from ILSVRC2012_img_train.tar, and ILSVRC2012_img_val.tar if it
-is there. With --dataset=imagenette, or any other of TFDS, the data is
-downloaded. This alone needs TensorFlow: pip install 'nemo_jax[tensorflow]'.
+is there. With --dataset=imagenette, or another data set of TFDS, the data are
+downloaded. This command needs TensorFlow: pip install 'nemo_jax[tensorflow]'.
 """
 
 import os
@@ -20,14 +20,18 @@ from nemo_jax.core.types import InputError
 absl_flags.DEFINE_string(
   'dataset', 'imagenet2012', 'name in the catalogue of TFDS'
 )
-define.path('tars', None, 'folder with what a user has to download')
-define.path('data', None, "where to write; TFDS's default folder if absent")
+define.path(
+  'tars', None, 'folder with files that have to be downloaded by hand'
+)
+define.path(
+  'data', None, "folder of the result; TFDS's default folder if absent"
+)
 
 
 def check() -> None:
   """Raises `InputError` for flags that cannot be used."""
   own = define.own(__name__)
-  # A name, with its variant, version and collection where it has them.
+  # A name, with variant, version and collection if it has them.
   if not re.fullmatch(r'[A-Za-z0-9_.:/*+-]+', own.dataset):
     raise InputError(
       f'--dataset={own.dataset} is no name in the catalogue of TFDS'
@@ -40,7 +44,7 @@ def check() -> None:
 
 
 def run() -> None:
-  """The experiment."""
+  """Prepares the data set."""
   check()
   own = define.own(__name__)
   folder = data.prepare(own.dataset, own.data, own.tars)

@@ -3,8 +3,8 @@
   python -m experiments.search --workdir=runs/digits
 
 trains (or loads) the workload, calibrates its quantizers, and evolves a
-population of species; the front, its pictures and checkpoints are left in the
-workdir. The same command resumes a run that was stopped at any instant.
+population of species. The front, its pictures and checkpoints are stored in the
+workdir. The same command resumes a run that was stopped at any time.
 """
 
 import math
@@ -34,11 +34,11 @@ absl_flags.adopt_module_key_flags(cluster)
 define.words(
   'species',
   ['nemo'],
-  f'searchers that share the population: {", ".join(species_lib.names())}; or '
+  f'species that share the population: {", ".join(species_lib.names())}; or '
   f'"nemo", which is {", ".join(species_lib.NEMO)}, or "paper", which is '
   f'{", ".join(species_lib.PAPER)} without sensitivities; or a file of your '
   'own that ends in .py; gcn:NAME evolves its weights by that evosax algorithm '
-  'in place of SSNE',
+  'instead of SSNE',
 )
 define.words(
   'objectives',
@@ -64,22 +64,24 @@ define.whole(
 )
 define.whole('seed', 0, 'seed of the search', *define.SEEDS)
 absl_flags.DEFINE_bool(
-  'data_flow', False, 'searchers see the data-flow graph, not the chain'
+  'data_flow',
+  False,
+  'the graph of the search is the data flow between quantizers, not a chain',
 )
 define.whole(
   'batch_size',
   None,
-  'candidates evaluated at once; what suits if absent',
+  'candidates evaluated at once; chosen by the MACs of an evaluation if absent',
   high=define.POPULATIONS[1],
 )
 define.number(
   'exploration',
   1.0,
-  'weight of the confidence bonus; with inf all species are alike',
+  'weight of the confidence bonus; with inf all species have equal sizes',
   0.0,
   math.inf,
 )
-define.path('workdir', None, 'where the run is kept; runs/WORKLOAD if absent')
+define.path('workdir', None, 'folder of the run; runs/WORKLOAD if absent')
 
 
 def workdir() -> pathlib.Path:
@@ -89,10 +91,10 @@ def workdir() -> pathlib.Path:
 
 
 def budget() -> int:
-  """How many evaluations the flags ask for.
+  """The budget of evaluations that the flags give.
 
   Raises:
-    InputError: they are less than a generation, or too many to count.
+    InputError: it is less than a generation, or too large for int32.
   """
   own = define.own(__name__)
   if own.evaluations and own.evaluations < own.population:
@@ -127,7 +129,7 @@ def check() -> Config:
 
 
 def summarise(folder: pathlib.Path, front: Front) -> None:
-  """Prints what a finished run found, and draws its pictures."""
+  """Prints the results of a finished run, and draws its pictures."""
   chosen = choose_points(front, tables.SHOWN)
   print()
   print(tables.table(front, chosen))
@@ -155,7 +157,7 @@ def summarise(folder: pathlib.Path, front: Front) -> None:
 
 @cluster.joined()
 def run() -> None:
-  """The experiment."""
+  """Runs the search."""
   config = check()
   settings = flags.settings(config)
   runs.check_flags(workdir(), settings)

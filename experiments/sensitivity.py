@@ -1,32 +1,35 @@
-"""How well sums of sensitivities rank configurations, by method.
+"""Measures how well sums of sensitivities rank configurations, by method.
 
   python -m experiments.sensitivity --workload=digits
 
-estimates what each bit-width loses at each quantizer by every method, from the
-calibration images, and correlates the sums with the true divergence of
-configurations on the search images: of some at random, and of some near the
-front of a knapsack on the estimates. It also tells what a method costs, in
-seconds and in evaluations of a search.
+estimates sensitivities by every method on the calibration images. It prints how
+their sums correlate with the measured divergence on the search images, over
+random configurations and over configurations near the front of a knapsack on
+the sensitivities. It also prints the cost of each method, in seconds and in
+evaluations of a search.
 """
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 import scipy.stats
 import tqdm
 from absl import flags as absl_flags
+from jaxtyping import Float, Int
 
 from experiments import define, flags
 from experiments.launch import launch
 from nemo_jax import pipeline
 from nemo_jax.arena import contest
 from nemo_jax.config import Config
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.quantization import sensitivity
 from nemo_jax.quantization.numerics import widths as widths_lib
 from nemo_jax.search import prior as prior_lib
+from nemo_jax.search.problem import Problem
 
 absl_flags.adopt_module_key_flags(flags)
 
@@ -34,31 +37,60 @@ absl_flags.DEFINE_multi_enum(
   'methods',
   list(sensitivity.METHODS),
   list(sensitivity.METHODS),
-  'how sensitivities are estimated; once for each',
+  'method that estimates sensitivities; repeat the flag for several',
 )
-define.whole('configurations', 200, 'of either kind', 3, 10**6)
-define.whole('seed', 0, 'of the configurations', *define.SEEDS)
+define.whole(
+  'configurations', 200, 'number of configurations of each kind', 3, 10**6
+)
+define.whole('seed', 0, 'seed of the configurations', *define.SEEDS)
 
 WIDTHS = widths_lib.DEFAULT
 COSTS = ('size', 'bit_operations')
 
 
-def near_front(key, problem, tables, count: int) -> np.ndarray:
-  """int32[count, N]: of the fronts of all methods alike, a few nodes moved."""
+def near_front(
+  key: Array,
+  problem: Problem,
+  tables: Mapping[str, Float[ArrayLike, 'N K']],
+  count: int,
+) -> Int[np.ndarray, 'count N']:
+  """Configurations near the fronts of knapsacks on sensitivities.
+
+  Each method has an equal share. About two nodes of a configuration of a front
+  are moved to a neighbouring choice.
+
+  Args:
+    key: random key.
+    problem: with a prior.
+    tables: sensitivities by method.
+    count: how many configurations.
+  """
+  assert problem.prior is not None
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   rows = []
   for table in tables.values():
     known = problem.prior._replace(loss=np.asarray(table, np.float32))
     share = -(-count // len(tables))
-    rows.append(prior_lib.front(key, problem.replace(prior=known), share))
+    informed = dataclasses.replace(problem, prior=known)
+    rows.append(prior_lib.front(key, informed, share))
   rows = np.concatenate([np.asarray(r) for r in rows])[:count]
   moved = draw.random(rows.shape) < 2 / rows.shape[1]
   steps = draw.choice([-1, 1], rows.shape)
   return np.clip(rows + moved * steps, 0, len(WIDTHS) - 1)
 
 
-def correlations(table, rows, truth) -> tuple[float, float]:
-  """Spearman's and Kendall's correlation of sums with what was measured."""
+def correlations(
+  table: Float[ArrayLike, 'N K'],
+  rows: Int[np.ndarray, 'n N'],
+  truth: Float[np.ndarray, ' n'],
+) -> tuple[float, float]:
+  """Spearman's and Kendall's correlation of sums of sensitivities.
+
+  Args:
+    table: sensitivities.
+    rows: choices of configurations.
+    truth: measured objective of each.
+  """
   sums = np.asarray(table)[np.arange(rows.shape[1]), rows].sum(axis=1)
   return (
     float(scipy.stats.spearmanr(sums, truth).statistic),
@@ -80,7 +112,7 @@ def check() -> Config:
 
 
 def run() -> None:
-  """The experiment."""
+  """Measures the correlations and prints their table."""
   config, own = check(), define.own(__name__)
   workload = flags.load_workload()
   quantized = pipeline.quantize_network(workload, config, flags.cache())
@@ -88,7 +120,7 @@ def run() -> None:
   for method in own.methods:
     start = time.monotonic()
     chosen = dataclasses.replace(config, sensitivities=method)
-    # Not from a cache, for they are timed.
+    # Without a cache, since the computation is timed.
     tables[method] = pipeline.find_sensitivities(
       workload, quantized, chosen, None
     )

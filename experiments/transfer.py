@@ -1,12 +1,13 @@
-"""A policy that was evolved on one network, at work on another.
+"""Transfers a policy that was evolved on one network to another.
 
   python -m experiments.transfer --workload=cifar10_resnet20 --weights=FILE \
     --data=train4000.npz
 
-evolves `priced_gcn` on the digits, and gives what survives to the workload of
-the flags: with no evaluation there, as a front of its own beside that of the
-knapsack at the same prices; and as the start of a search beside one that starts
-fresh. Scores are hypervolumes on the search images.
+evolves the species `priced_gcn` on the digits, and transfers the survivors to
+the workload of the flags, where they are compared in two ways. Without any
+evaluation they give a front, which is compared with that of the knapsack at the
+same Lagrange multipliers. As the start of a search they are compared with a new
+population. Scores are hypervolumes on the search images.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from experiments.launch import launch
 from nemo_jax import pipeline, workloads
 from nemo_jax.arena import contest, statistics
 from nemo_jax.config import Config
-from nemo_jax.core.types import InputError
+from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.search import nemo, neuroevolution, policies
 from nemo_jax.search.problem import Problem
 from nemo_jax.search.species import priced_gcn
@@ -34,14 +35,25 @@ define.whole(
   'population', 20, 'evaluations of a generation', *define.POPULATIONS
 )
 define.words(
-  'seeds', ['0', '1', '2', '3', '4'], 'one run each', numbers=define.SEEDS
+  'seeds',
+  ['0', '1', '2', '3', '4'],
+  'seeds of the runs',
+  numbers=define.SEEDS,
 )
 
 OBJECTIVES = ('divergence', 'size', 'bit_operations')
 
 
-def evolve(problem: Problem, seed: int, progress: Callable[[int], None]):
-  """Weights [P, ...] of the networks that survive a search."""
+def evolve(
+  problem: Problem, seed: int, progress: Callable[[int], None]
+) -> PyTree:
+  """Weights [P, ...] of the networks that survive a search.
+
+  Args:
+    problem: that is searched.
+    seed: of the search.
+    progress: called with the number of new evaluations.
+  """
   own = define.own(__name__)
   search = nemo.make(problem, [priced_gcn.BUILDER], own.population)
   step = jax.jit(search.step)
@@ -55,8 +67,14 @@ def evolve(problem: Problem, seed: int, progress: Callable[[int], None]):
   return members['network']
 
 
-def first_front(problem: Problem, learned, seed: int) -> float:
-  """Hypervolume of one population at prices at random; nothing is evolved."""
+def first_front(problem: Problem, learned: PyTree, seed: int) -> float:
+  """Hypervolume of a first population, at random Lagrange multipliers.
+
+  Args:
+    problem: of the workload.
+    learned: weights from `evolve`; None for those of a new population.
+    seed: of the population.
+  """
   population = define.own(__name__).population
   one = priced_gcn.make(problem, population, learned=learned)
   ledger = contest.Ledger(problem)
@@ -68,9 +86,19 @@ def first_front(problem: Problem, learned, seed: int) -> float:
 
 
 def searched(
-  problem: Problem, learned, seed: int, progress: Callable[[int], None]
+  problem: Problem,
+  learned: PyTree,
+  seed: int,
+  progress: Callable[[int], None],
 ) -> float:
-  """Hypervolume after a search that starts from `learned`."""
+  """Hypervolume after a search.
+
+  Args:
+    problem: of the workload.
+    learned: weights to start from, see `first_front`.
+    seed: of the search.
+    progress: called with the number of new evaluations.
+  """
   own = define.own(__name__)
   builder = priced_gcn.BUILDER.with_options(learned=learned)
   ledger = contest.Ledger(problem, progress=progress)
@@ -80,7 +108,7 @@ def searched(
 
 
 def row(name: str, fresh: np.ndarray, learned: np.ndarray) -> str:
-  """A line of the table: both means, and the gain with its interval."""
+  """A line of the table: both means, and their difference with its interval."""
   gain = learned - fresh
   return (
     f'| {name} | {fresh.mean():.4f} | {learned.mean():.4f} | '
@@ -107,12 +135,12 @@ def check() -> Config:
 
 
 def run() -> None:
-  """The experiment."""
+  """Evolves, transfers and prints the table."""
   config, own = check(), define.own(__name__)
   workload = flags.load_workload()
   problem = pipeline.prepare(workload, config, flags.cache()).problem
   digits = workloads.load('digits', flags.cache())
-  # The digits, as a search with default flags sees them.
+  # The digits with the default settings of a search.
   plain = Config(objectives=OBJECTIVES, lowering=config.lowering)
   source = pipeline.prepare(digits, plain, flags.cache()).problem
   fronts, searches = [], []

@@ -1,4 +1,4 @@
-"""Prints what a network is made of, from a trace that allocates nothing.
+"""Prints operations, quantizers and costs of a network, from its trace.
 
 python -m experiments.workloads --workload=resnext101_32x8d \
     --extra_ops=add,pool
@@ -16,7 +16,7 @@ HEAD = ('operation', 'kind', 'quantizers', 'parameters', 'MACs')
 
 
 def table(structure: Structure) -> str:
-  """A line for each operation; a quantizer that is shared keeps its number."""
+  """Text table of operations; a shared quantizer has the same number in all."""
   rows = [HEAD]
   for op in structure.operations:
     numbers = [
@@ -41,7 +41,7 @@ def check() -> None:
 
 
 def run() -> None:
-  """The experiment."""
+  """Prints the table and the totals."""
   check()
   structure = flags.inspect_network()
   weights = sum(q.is_weight for q in structure.quantizers)
@@ -55,7 +55,7 @@ def run() -> None:
   print(f'parameters   {costs.parameters:,}, {4 * costs.parameters:,} bytes')
   print(f'MACs         {costs.macs.sum():,} for one image')
   print(f'activations  {structure.bytes_per_image:,} bytes alive for one image')
-  # Products with what is computed, and variables that nothing reads.
+  # Operations that stay in float, and variables that are not read.
   for title, names in (
     ('in float', structure.fixed),
     ('not read', structure.unread),

@@ -9,7 +9,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_jax import pareto
 from nemo_jax.core.types import InputError
@@ -50,8 +50,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-  """`Front` and `Point`, which are loaded when they are asked for."""
+def __getattr__(name: str) -> Any:
+  """`Front` and `Point`, whose module is imported at their first use."""
   if name in ('Front', 'Point'):
     return getattr(importlib.import_module('nemo_jax.runs.front'), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

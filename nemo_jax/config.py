@@ -1,4 +1,4 @@
-"""`Config`: what decides a search, besides the network and its images."""
+"""`Config`: the settings of a search, besides the network and its images."""
 
 import dataclasses
 import math
@@ -19,12 +19,12 @@ from nemo_jax.search import species as species_lib
 from nemo_jax.search.problem import SpeciesBuilder
 from nemo_jax.tasks import objectives as objectives_lib
 
-# How sensitivities are estimated; none leaves a search without a prior.
+# Methods that estimate sensitivities; with `none` a search has no prior.
 SENSITIVITIES = ('none', *sensitivity.METHODS)
 
 
 class FieldError(InputError):
-  """A field of a `Config` that cannot be used."""
+  """A field of a `Config` cannot be used."""
 
   def __init__(self, field: str, reason: str):
     super().__init__(f'{field}: {reason}')
@@ -33,7 +33,7 @@ class FieldError(InputError):
 
 @contextmanager
 def _field(name: str) -> Generator[None]:
-  """An `InputError` within is of that field."""
+  """Context that turns an `InputError` into a `FieldError` of a field."""
   try:
     yield
   except InputError as error:
@@ -42,27 +42,32 @@ def _field(name: str) -> Generator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What decides a search, besides the network and its images.
+  """Settings of a search, besides the network and its images.
 
   Attributes:
-    calibration: how ranges are chosen, of `ranges.METHODS`.
-    reconstruct: what is done to quantize each layer well at every width, of
-      `reconstruct.STEPS`; nothing if empty.
-    weight_scheme: of `ranges.SCHEMES`.
-    extra_ops: operations quantized beside products, see `quantize`.
+    calibration: method that chooses ranges, of `ranges.METHODS`.
+    reconstruct: steps that reduce the error of each layer at every bit-width,
+      of `reconstruct.STEPS`; none if empty.
+    weight_scheme: scheme of weight quantizers, of `ranges.SCHEMES`.
+    extra_ops: operations whose inputs are quantized besides those of products,
+      see `quantize`.
     lowering: how operations are computed, see `quantize`.
-    sensitivities: how it is estimated what each width loses, of SENSITIVITIES.
-    species: searchers, see `species.team`.
+    sensitivities: method that estimates the loss that each bit-width adds, of
+      SENSITIVITIES.
+    species: names of the species, see `species.team`.
     objectives: of `objectives.NAMES`, performance first.
-    bit_widths: that there are to choose from.
+    bit_widths: to choose from, ascending.
     population: evaluations of one generation.
-    evaluations: budget; whole generations of it are used.
+    evaluations: budget, of which whole generations are used.
     seed: of the search.
-    data_flow: searchers see the graph of the data flow, not the chain.
-    exploration: see `nemo.make`.
-    batch_size: candidates evaluated at once; what suits if absent.
+    data_flow: the graph of the problem is the data flow between quantizers,
+      rather than a chain.
+    exploration: weight of the confidence bonus, see `nemo.make`.
+    batch_size: candidates evaluated at once; if None, chosen by the MACs of an
+      evaluation.
     image_devices: devices that divide the images of one candidate.
-    memory_gib: that activations may take; half of the device's if absent.
+    memory_gib: GiB that activations may take; half of the device's memory if
+      None.
   """
 
   calibration: str = 'least_squares'
@@ -85,15 +90,23 @@ class Config:
 
   @property
   def generations(self) -> int:
-    """Whole generations within the budget."""
+    """Number of whole generations within the budget."""
     return self.evaluations // self.population
 
   def team(self) -> dict[str, SpeciesBuilder]:
-    """The builders of the species, by name."""
+    """Builders of the species, by name.
+
+    Raises:
+      InputError: a name is unknown, or repeated.
+    """
     return species_lib.team(self.species)
 
   def settings(self) -> dict[str, Any]:
-    """The fields that say what a run is, not where it takes place."""
+    """The fields that a result depends on, in JSON's types.
+
+    Fields that depend on the machine are left out: a run may be resumed on
+    another.
+    """
     fields = dataclasses.asdict(self)
     for place in ('memory_gib', 'image_devices'):
       del fields[place]
@@ -155,7 +168,7 @@ class Config:
         )
     with _field('seed'):
       checks.whole('it', self.seed, least=0)
-      # JAX would keep the lowest 32 bits.
+      # JAX would silently drop the bits above 32.
       if self.seed >= 2**32:
         raise InputError(f'{self.seed} is beyond {2**32 - 1}')
     if self.batch_size is not None:

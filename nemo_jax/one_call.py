@@ -1,4 +1,4 @@
-"""One call from a trained network to a front of bit-widths."""
+"""`search`: from a trained network to a Pareto front, in one call."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nemo_jax.core import batches, checks
-from nemo_jax.core.types import Array, InputError, PyTree
+from nemo_jax.core.types import InputError, PyTree
 from nemo_jax.data.labelled import Images
 from nemo_jax.quantization.numerics import widths
 from nemo_jax.quantization.trace.tracing import Apply
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def divide(
-  inputs: PyTree, labels: Array, seed: int, calibration: int = 256
+  inputs: PyTree, labels: Any, seed: int, calibration: int = 256
 ) -> tuple[Images, Images]:
-  """Images to calibrate with, and others for the search, at random.
+  """A random division of images for calibration and for the search.
 
   Args:
-    inputs: [B, ...].
-    labels: [B] int.
+    inputs: a pytree of arrays [B, ...].
+    labels: [B] integers.
     seed: of the division.
-    calibration: how many calibrate, at most a quarter of all.
+    calibration: number of images for calibration; at most a quarter are taken.
 
   Raises:
-    InputError: there are fewer than two, or not as many labels.
+    InputError: there are fewer than two images, or not a label for each.
   """
   count = batches.check(inputs)
   if count < 2 or np.shape(labels) != (count,):
@@ -46,8 +46,12 @@ def divide(
   return one, two
 
 
-def _unseen(inputs: PyTree, labels: Array, like: PyTree) -> Images:
-  """Images for the end; they are refused before a search if they do not fit."""
+def _unseen(inputs: PyTree, labels: Any, like: PyTree) -> Images:
+  """The test images, after a check that they have the shapes of `like`.
+
+  Raises:
+    InputError: they do not, or there is not a label for each.
+  """
   count = batches.check(inputs)
   if np.shape(labels) != (count,):
     raise InputError(
@@ -67,9 +71,9 @@ def search(
   apply: Apply,
   variables: PyTree,
   inputs: PyTree,
-  labels: Array,
+  labels: Any,
   *,
-  test: tuple[PyTree, Array] | None = None,
+  test: tuple[PyTree, Any] | None = None,
   evaluations: int = 1000,
   objectives: Sequence[str] = objectives_lib.DEFAULT,
   bit_widths: Sequence[int] = widths.DEFAULT,
@@ -78,24 +82,24 @@ def search(
   name: str = 'model',
   **config: Any,
 ) -> 'Front':
-  """The Pareto front of bit-widths of a trained network.
+  """Pareto front of mixed-precision configurations of a trained network.
 
-  The network is calibrated and reconstructed on a part of the inputs, at most
-  256 and a quarter of them, from which sensitivities are estimated too; the
-  others score candidates.
+  The inputs are divided at random. On the smaller part, of at most 256 examples
+  and a quarter of all, the network is calibrated and reconstructed and the
+  sensitivities are estimated. The other part scores candidates.
 
   Args:
     apply: (variables, inputs) -> logits [B, C]; see `quantize`.
-    variables: a pytree of arrays.
-    inputs: a pytree of arrays [B, ...], labelled examples; training data are
-      right.
-    labels: [B] int, classes from 0.
-    test: inputs and labels on which the front is scored at the end, and on
-      which nothing is chosen.
-    evaluations: budget, in whole generations of `population`.
+    variables: a pytree of arrays, the weights.
+    inputs: a pytree of arrays [B, ...], such as training images.
+    labels: [B] integers, classes from 0.
+    test: inputs and labels on which the points of the front are scored at the
+      end. They have no influence on the search.
+    evaluations: budget, of which whole generations of `population` are used.
     objectives: of `objectives.NAMES`, performance first.
-    bit_widths: that there are to choose from.
-    workdir: folder in which the run is kept; the same call resumes it.
+    bit_widths: to choose from, ascending.
+    workdir: folder in which the run is stored; the same call resumes it. None
+      stores nothing.
     seed: of the search, and of the division of the inputs.
     name: of the network, in results.
     **config: further fields of `config.Config`.
@@ -103,7 +107,7 @@ def search(
   Raises:
     InputError: an argument cannot be used.
   """
-  # Loaded by those who search, and not by those who quantize.
+  # Imported here, since `quantize` needs none of them.
   from nemo_jax import search_run
   from nemo_jax.config import Config
   from nemo_jax.workloads import Workload

@@ -1,4 +1,4 @@
-"""From a trained network to its search problem, by a `Config`."""
+"""Preparation of a trained network: quantizers, prior, problem."""
 
 import dataclasses
 import os
@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 import nemo_jax
 from nemo_jax.config import Config
 from nemo_jax.core import devices, files, memory
-from nemo_jax.core.types import Array, InputError
+from nemo_jax.core.types import ArrayLike, InputError
 from nemo_jax.data.labelled import Images
 from nemo_jax.quantization import sensitivity
 from nemo_jax.quantization.numerics import bank as bank_lib
@@ -30,21 +31,21 @@ from nemo_jax.workloads import Workload
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-  """A network that is ready to be searched.
+  """A quantized network with its search problem.
 
   Attributes:
     workload: the network and its images.
-    config: that decided the rest.
-    quantized: the network with its quantizers, and a bank.
-    sensitivities: float32[N, K], or None.
-    problem: on the images of the search.
-    batch_size: candidates evaluated at once, or None for one by one.
+    config: from which the rest is made.
+    quantized: the network with its quantizers and their bank.
+    sensitivities: float32[N, K], the loss that each bit-width adds; or None.
+    problem: on the search images.
+    batch_size: candidates evaluated at once; None for one after the other.
   """
 
   workload: Workload
   config: Config
   quantized: Quantized
-  sensitivities: Array | None
+  sensitivities: ArrayLike | None
   problem: Problem
   batch_size: int | None
 
@@ -52,7 +53,13 @@ class Prepared:
 def images_at_once(
   structure: Structure, config: Config, candidates: int = 1
 ) -> int:
-  """How many images fit the memory, where so many candidates see each."""
+  """Number of images that a candidate can be run on at once.
+
+  Args:
+    structure: of the network.
+    config: with a limit of memory, if any.
+    candidates: how many candidates are evaluated at once.
+  """
   budget = None
   if config.memory_gib is not None:
     budget = int(config.memory_gib * 2**30)
@@ -60,7 +67,7 @@ def images_at_once(
 
 
 def _key(*content: Any) -> str:
-  """A name for what is made of the content by this version."""
+  """Digest of arrays, settings (the last) and the version of the package."""
   arrays, settings = content[:-1], content[-1]
   text = repr((nemo_jax.__version__, settings))
   text = np.frombuffer(text.encode(), np.uint8)
@@ -70,12 +77,15 @@ def _key(*content: Any) -> str:
 def quantize_network(
   workload: Workload, config: Config, cache: str | os.PathLike | None
 ) -> Quantized:
-  """The quantized network, its bank calibrated and reconstructed.
+  """The quantized network, calibrated and reconstructed.
 
   Args:
-    workload: its calibration images decide ranges and codes.
+    workload: the network, and the calibration images.
     config: see `Config`.
-    cache: folder in which reconstructed banks are kept; None for none.
+    cache: folder in which reconstructed banks are kept; None keeps none.
+
+  Raises:
+    InputError: the network or its images cannot be used.
   """
   images = workload.calibration.images
   quantized = quantize(
@@ -90,7 +100,7 @@ def quantize_network(
   if not config.reconstruct:
     return quantized
 
-  def make():
+  def make() -> Quantized:
     return reconstruct.reconstruct(
       quantized,
       workload.variables,
@@ -106,7 +116,7 @@ def quantize_network(
   settings = sorted(config.reconstruct), sites
   key = _key(workload.variables, images, quantized.bank, settings)
 
-  def parse(columns):
+  def parse(columns: dict[str, np.ndarray]) -> Quantized:
     bank = bank_lib.from_columns(columns)
     bank_lib.check_fits(bank, quantized.bank, sites, weights)
     return quantized.with_bank(bank)
@@ -120,16 +130,22 @@ def find_sensitivities(
   quantized: Quantized,
   config: Config,
   cache: str | os.PathLike | None,
-) -> Array | None:
-  """float32[N, K]: what each width loses at each quantizer; or None.
+) -> Float[ArrayLike, 'N K'] | None:
+  """The loss that each bit-width of a quantizer adds, float32.
 
-  Arguments as for `quantize_network`.
+  None if the config asks for none.
+
+  Args:
+    workload: the network, and the calibration images.
+    quantized: from `quantize_network`.
+    config: see `Config`.
+    cache: folder in which sensitivities are kept; None keeps none.
   """
   if config.sensitivities == 'none':
     return None
   images, labels = workload.calibration
 
-  def make():
+  def make() -> dict[str, Any]:
     table = sensitivity.METHODS[config.sensitivities](
       quantized,
       workload.variables,
@@ -140,7 +156,7 @@ def find_sensitivities(
     )
     return {'sensitivities': table}
 
-  def parse(arrays):
+  def parse(arrays: dict[str, np.ndarray]) -> np.ndarray:
     shape = len(quantized.quantizers), len(config.bit_widths)
     table = arrays.get('sensitivities')
     if table is None or table.shape != shape or table.dtype != np.float32:
@@ -159,14 +175,23 @@ def find_sensitivities(
     key = _key(workload.variables, images, labels, quantized.bank, settings)
     path = files.local(cache) / 'sensitivities' / f'{key}.npz'
     found = files.cached(path, make, parse)
-  # Devices differ in the last bits, and all processes have to agree.
+  # Results of devices differ in the last bits, so all processes take the first.
   return devices.from_first(found)
 
 
 def sensitivity_evaluations(
   workload: Workload, quantized: Quantized, method: str, widths: Sequence[int]
 ) -> int:
-  """How many evaluations of a search sensitivities by a method cost."""
+  """Number of evaluations of a search that cost as much as sensitivities.
+
+  Counted in forward passes over images.
+
+  Args:
+    workload: with its calibration and search images.
+    quantized: from `quantize_network`.
+    method: of `sensitivity.METHODS`.
+    widths: bit-widths.
+  """
   passes = sensitivity.passes(method, len(quantized.quantizers), len(widths))
   calibration, search = (
     len(images.labels) for images in (workload.calibration, workload.search)
@@ -178,24 +203,27 @@ def make_problem(
   workload: Workload,
   quantized: Quantized,
   config: Config,
-  sensitivities: Array | None,
+  sensitivities: Float[ArrayLike, 'N K'] | None,
   *,
   images: Images | None = None,
   objectives: Sequence[str] | None = None,
   candidates: int = 1,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Problem:
-  """The problem of a config on images of the workload.
+  """The search problem of a workload and a config.
 
   Args:
     workload: the network.
     quantized: from `quantize_network`.
     config: see `Config`.
     sensitivities: from `find_sensitivities`.
-    images: those of the search if absent.
-    objectives: those of the config if absent.
-    candidates: evaluated at once.
+    images: on which candidates are scored; the search images if None.
+    objectives: those of the config if None.
+    candidates: how many are evaluated at once.
     mesh: devices that share the work.
+
+  Raises:
+    InputError: see `mixed_precision.make_problem`.
   """
   return mixed_precision.make_problem(
     quantized,
@@ -216,12 +244,12 @@ def prepare(
   cache: str | os.PathLike | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Prepared:
-  """The quantized network, its sensitivities, and the problem.
+  """The quantized network, its sensitivities, and its search problem.
 
   Args:
     workload: the network and its images.
     config: see `Config`.
-    cache: folder for what is costly to make; None for none.
+    cache: folder in which banks and sensitivities are kept; None keeps none.
     mesh: devices that share the work, from `devices.make_mesh`.
 
   Raises:
@@ -229,7 +257,7 @@ def prepare(
   """
   quantized = quantize_network(workload, config, cache)
   if workload.test is not None:
-    # They are scored last, when it would be too late.
+    # Checked now, not when they are used after the search.
     inputs, labels = workload.test
     count = tracing.check_arguments(workload.variables, inputs)
     scoring.check_labels(labels, count, quantized.structure.num_classes())
@@ -258,11 +286,17 @@ def prepare(
 
 
 def keep_programs(cache: str | os.PathLike) -> None:
-  """From now on compiled programs are kept in a folder, where none is set."""
+  """Keeps compiled programs in a folder from now on.
+
+  No change if JAX already has a folder for them.
+
+  Args:
+    cache: folder in which a folder `xla` is made.
+  """
   if getattr(jax.config, 'jax_compilation_cache_dir') is not None:  # noqa: B009
     return
   folder = pathlib.Path(files.local(cache)).absolute() / 'xla'
   jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
-  # Many small programs take longer to compile than to read.
+  # All programs, for even small ones take longer to compile than to read.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

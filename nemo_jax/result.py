@@ -1,4 +1,4 @@
-"""The front of a finished search, its points scored on unseen images."""
+"""From the final state of a search to its `Front`, scored on test images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,14 +23,14 @@ from nemo_jax.search.problem import Problem
 from nemo_jax.search.state import State
 from nemo_jax.tasks import mixed_precision, scoring
 
-# What images are for; see `Workload`.
+# Fields of `Workload` with images, by their use.
 USES = ('calibration', 'search', 'test')
 
 
 def _accuracies(
   prepared: Prepared, bits: np.ndarray, log: Log
 ) -> list[dict[str, Any]]:
-  """Fields of `Point` that unseen images give, for bits [n, N]."""
+  """Accuracies on the test images as fields of `Point`, for bits [n, N]."""
   workload, quantized = prepared.workload, prepared.quantized
   if workload.test is None:
     return [{} for _ in bits]
@@ -57,13 +57,13 @@ def describe(
   log: Log,
   run_digest: str | None = None,
 ) -> Front:
-  """The front of a state, its points scored on unseen images.
+  """The front of a search, with accuracies on the test images.
 
   Args:
     prepared: from `pipeline.prepare`.
     state: of the search.
-    log: says what is being done.
-    run_digest: of what the run was started with.
+    log: for progress messages.
+    run_digest: of the run's flags and files; None if it is not stored.
   """
   quantized, problem = prepared.quantized, prepared.problem
   structure, workload = quantized.structure, prepared.workload
@@ -105,7 +105,7 @@ def describe(
 def _points(
   prepared: Prepared, state: State, log: Log
 ) -> tuple[tuple[Point, ...], tuple[Point, ...], Point]:
-  """The points of a state, sorted; those of uniform bits; the float network."""
+  """Points of a state, sorted; points of uniform bits; the float point."""
   problem, table = prepared.problem, prepared.quantized.costs
   archive = jax.device_get(state.archive)
   rows = np.flatnonzero(np.isfinite(archive.objectives).all(axis=1))
@@ -137,7 +137,7 @@ def _points(
         problem, len(prepared.workload.search.labels)
       )
     ),
-    # Without the scales of quantizers.
+    # The float network has no scales of quantizers.
     size_mb=widths.FLOAT_BITS * table.parameters / 8e6,
     gbitops=costs.bit_operations(table, float_row) / 1e9,
     **on_test[0],
@@ -146,7 +146,7 @@ def _points(
 
 
 def _volume(problem: Problem, points: Sequence[Point]) -> float | None:
-  """The hypervolume of points; None where it is not exact."""
+  """Hypervolume of points; None for more than three objectives."""
   if len(problem.ideal) not in (2, 3):
     return None
   values = np.asarray([point.objectives for point in points], np.float32)
@@ -156,13 +156,13 @@ def _volume(problem: Problem, points: Sequence[Point]) -> float | None:
 
 
 def _side(inputs: PyTree) -> dict[str, int]:
-  """The side of images; nothing for other inputs."""
+  """The height of images, as `size`; nothing for other inputs."""
   is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 4
   return {'size': inputs.shape[1]} if is_image else {}
 
 
 def _sizes(table: costs.Costs, bits: np.ndarray) -> dict[str, Any]:
-  """Fields of `Point` that bits [N] decide."""
+  """Model size and BitOps of bits [N], as fields of `Point`."""
   return {
     'size_mb': costs.model_size(table, bits) / 8e6,
     'gbitops': costs.bit_operations(table, bits) / 1e9,

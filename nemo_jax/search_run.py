@@ -1,4 +1,4 @@
-"""A whole search: prepared, evolved, stored where there is a folder, scored."""
+"""A whole search run: preparation, generations, storage and scoring."""
 
 import contextlib
 import os
@@ -21,12 +21,12 @@ from nemo_jax.search.compilation import Compiled
 from nemo_jax.search.state import State
 from nemo_jax.workloads import Workload
 
-# Slots of the archive, at most.
+# Largest capacity of the archive.
 _ARCHIVE = 4096
 
 
 def digests(workload: Workload) -> dict[str, str]:
-  """SHA-256 of the weights, and of the images and labels of each use."""
+  """SHA-256 of weights, and of the images and labels of each use, by name."""
   content = {'weights': workload.variables}
   for use in result.USES:
     if (given := getattr(workload, use)) is not None:
@@ -45,19 +45,22 @@ def run(
   settings: Mapping[str, Any] | None = None,
   log: Log | None = None,
 ) -> Front:
-  """The front of a workload; with a folder, stored there and resumed.
+  """The Pareto front of a workload.
+
+  With a folder the run is stored there, and resumed if it was stopped.
 
   Args:
     workload: the network and its images.
     config: see `Config`.
-    workdir: folder of the run, see `runs.folder`; nothing is stored without.
-    cache: folder for what is costly to make.
-    settings: what the run was started with; those of the config if absent.
-    log: says what is being done.
+    workdir: folder of the run, see `runs.folder`; None stores nothing.
+    cache: folder in which banks and sensitivities are kept; None keeps none.
+    settings: flags of the run, which a resumed run must have as well; those of
+      the config if None.
+    log: for progress messages; None writes none.
 
   Raises:
-    InputError: the network, its images or the config cannot be used; the folder
-      holds another run.
+    InputError: the network, its images or the config cannot be used, or the
+      folder holds another run.
   """
   config.check_quantization()
   config.check_search()
@@ -65,7 +68,7 @@ def run(
   settings = config.settings() if settings is None else dict(settings)
   read = digests(workload)
   if workdir is not None:
-    # Weights or images that were changed in place would make it another search.
+    # Also if weights or images were changed in place, it is another run.
     runs.check_flags(workdir, settings, read)
   mesh = devices.make_mesh(config.image_devices)
   with log.stage('calibrating the quantizers'):
@@ -79,7 +82,7 @@ def run(
   devices.check_equal(
     files.seal(read)['sha256'], 'weights, images or sensitivities'
   )
-  # Before the folder is made: a run that is refused leaves none.
+  # Before the folder is made, so that a refused run makes none.
   search = nemo.make(
     prepared.problem,
     list(config.team().values()),
@@ -103,7 +106,16 @@ def _stored(
   read: Mapping[str, str],
   log: Log,
 ) -> Front:
-  """The front of a run that is kept in a folder, resumed if it has begun."""
+  """The front of a run that is stored in a folder, and resumed if it has begun.
+
+  Args:
+    prepared: from `pipeline.prepare`.
+    search: of its problem.
+    workdir: the folder.
+    settings: flags of the run.
+    read: digests of the files that the run reads.
+    log: for progress messages.
+  """
   is_first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     run_digest, front = None, None
@@ -119,7 +131,7 @@ def _stored(
       if is_first:
         front.save(workdir)
         front = Front.load(workdir)
-  if front is None:  # another process has it
+  if front is None:  # only the first process stores and loads it
     return Front(
       workload=prepared.workload.name,
       objective_names=prepared.problem.objective_names,
@@ -131,7 +143,7 @@ def _stored(
 
 
 def introduce(prepared: Prepared, log: Log) -> None:
-  """Says what is searched, and on how many images."""
+  """Writes the sizes of network and images to the log."""
   workload, quantized = prepared.workload, prepared.quantized
   log.line(
     f'{workload.name}: {len(quantized.quantizers)} quantizers, '
@@ -150,7 +162,7 @@ def introduce(prepared: Prepared, log: Log) -> None:
 
 
 def describe_memory(program: jax.stages.Compiled) -> str:
-  """What the compiled evaluation takes on each device at its peak."""
+  """Message on the peak memory of a compiled evaluation on each device."""
   used = program.memory_analysis()
   if used is None:
     return 'not known on this backend'
@@ -165,7 +177,7 @@ def describe_memory(program: jax.stages.Compiled) -> str:
 def _restore(
   workdir: str | os.PathLike, state: State, run_digest: str | None, log: Log
 ) -> tuple[Any, State]:
-  """The checkpoints of a folder, and the last stored state or the given one."""
+  """Checkpoints of a folder, and the last stored state, else the given one."""
   checkpoints = runs.open_checkpoints(workdir)
   state, damaged = runs.restore(checkpoints, state, run_digest)
   for line in damaged:
@@ -182,14 +194,14 @@ def evolve(
   run_digest: str | None,
   log: Log,
 ) -> State:
-  """The last state of a search, which goes on from where it was stored.
+  """The final state of a search, which resumes from the last checkpoint.
 
   Args:
     prepared: from `pipeline.prepare`.
     search: of its problem.
-    workdir: where generations are stored; None for nowhere.
-    run_digest: of what the run was started with.
-    log: says what is being done.
+    workdir: folder in which generations are stored; None stores nothing.
+    run_digest: of the run's flags and files.
+    log: for progress messages.
   """
   config = prepared.config
   init_key, run_key = jax.random.split(jax.random.key(config.seed))

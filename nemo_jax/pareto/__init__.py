@@ -10,6 +10,7 @@ treats numbers below 1.2e-38 (denormals) as zero. No function allocates an
 """
 
 from nemo_jax.pareto.archive import archive_insert, empty_population
+from nemo_jax.pareto.duplicates import duplicated
 from nemo_jax.pareto.indicators import hypervolume, r2, reference_directions
 from nemo_jax.pareto.nsga3 import (
   associate,
@@ -20,7 +21,6 @@ from nemo_jax.pareto.nsga3 import (
 from nemo_jax.pareto.sorting import (
   crowding_distance,
   dominates,
-  duplicated,
   nondominated_rank,
   order,
 )

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core import checks
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.pareto import contributions, indicators, sorting
+from nemo_jax.pareto import contributions, duplicates, indicators, sorting
 
 # Most points that are dropped in one round; see `_independent`.
 _AT_ONCE = 64
@@ -82,7 +82,7 @@ def archive_insert(
   objectives = merged.objectives
   m = objectives.shape[1]
   usable = jnp.all(jnp.isfinite(objectives), axis=-1)
-  usable &= ~sorting.duplicated(objectives, usable)
+  usable &= ~duplicates.duplicated(objectives, usable)
   front = sorting.nondominated_rank(objectives, usable) == 0
   old = usable & (jnp.arange(len(usable)) < capacity)
   trim = lambda: _least_crowded(objectives, front, capacity)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: flags, checkpoints, metrics, fronts, pictures."""
+"""Files of a run: flags, checkpoints, metrics, front, tables and pictures."""
 
 from nemo_jax.runs.checkpoints import (
   discard_after,

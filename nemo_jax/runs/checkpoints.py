@@ -1,7 +1,6 @@
-"""The checkpoints of a run: the last generations, by orbax.
+"""Checkpoints of a run: its last generations, stored by orbax.
 
-One that cannot be used, whatever became of it, is passed over: those before it
-stay readable.
+A checkpoint that cannot be used is skipped, and the one before is restored.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Generator
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,9 +20,9 @@ from nemo_jax.core import files
 from nemo_jax.core.types import InputError, PyTree, first_line
 
 _KEPT = 3
-# How orbax names what it is writing.
+# Part of the names of checkpoints that orbax is writing.
 _UNFINISHED = '.orbax-checkpoint-tmp'
-# Seconds after an error until all threads have ended.
+# Seconds after an error until the threads of orbax have ended.
 _LATE = 0.2
 
 
@@ -38,15 +38,15 @@ def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
   me = jax.process_index()
   return ocp.CheckpointManager(
     folder,
-    # Else orbax asks the newest folder what the others hold.
+    # Else orbax infers the items of all checkpoints from the newest folder.
     item_names=('leaves', 'digest'),
     options=ocp.CheckpointManagerOptions(
       max_to_keep=_KEPT,
       create=False,
-      # Else what is known of each is read at once, and none may be damaged.
+      # Else the metadata of all checkpoints are read, and none may be damaged.
       lightweight_initialize=True,
       enable_async_checkpointing=False,
-      # The process that stores waits for no other.
+      # The process that stores does not synchronize with the others.
       multiprocessing_options=ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}
       ),
@@ -56,17 +56,17 @@ def open_checkpoints(workdir: str | os.PathLike) -> ocp.CheckpointManager:
 
 @contextlib.contextmanager
 def _unlogged() -> Generator[None]:
-  """Within, an error is told once: it is raised.
+  """Context in which errors are raised, but not logged as well.
 
-  orbax's threads log it as well, with tracebacks; and what tensorstore still
-  has to say then meets an event loop that orbax has closed.
+  orbax's threads log them with tracebacks. Callbacks of tensorstore then fail
+  on an event loop that orbax has closed, which Python would print.
   """
   logger, hook = logging.getLogger('absl'), sys.unraisablehook
   level = logger.level
 
-  def quiet(told) -> None:
-    if str(told.exc_value) != 'Event loop is closed':
-      hook(told)
+  def quiet(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
 
   logger.setLevel(logging.CRITICAL)
   sys.unraisablehook = quiet
@@ -81,9 +81,9 @@ def _unlogged() -> Generator[None]:
 
 
 def _by_system(error: BaseException | None) -> str | None:
-  """What the operating system refused, if that is the cause of an error.
+  """Reason of the operating system, if it is the cause of an error; or None.
 
-  orbax and tensorstore wrap it: as a cause, or as words in a ValueError.
+  orbax and tensorstore wrap an OSError: as a cause, or in a message.
   """
   while error is not None:
     if isinstance(error, OSError) and error.strerror:
@@ -101,16 +101,16 @@ def save(
   state: PyTree,
   run: str | None = None,
 ) -> None:
-  """Stores a generation; orbax renames it into place when it is complete.
+  """Stores a generation atomically: orbax renames it when it is complete.
 
   Args:
     checkpoints: from `open_checkpoints`.
     generation: its number.
-    state: arrays.
-    run: digest of what the run was started with, which is stored beside it.
+    state: a pytree of arrays.
+    run: digest of the run's flags and files, which is stored with the state.
 
   Raises:
-    InputError: the operating system refuses, for a full disk for example.
+    InputError: an error of the operating system, such as a full disk.
   """
   leaves = jax.tree.leaves(jax.device_get(state))
   content = {'sha256': files.digest(leaves), 'run': run}
@@ -122,7 +122,7 @@ def save(
           leaves=ocp.args.StandardSave(leaves),
           digest=ocp.args.JsonSave(content),
         ),
-        force=True,  # also where a stray folder has a later number
+        force=True,  # also if a stray folder has a later number
       )
   except Exception as error:  # orbax and tensorstore raise many kinds
     folder = pathlib.Path(checkpoints.directory)
@@ -133,18 +133,24 @@ def save(
 
 
 def _delete_unfinished(folder: pathlib.Path) -> None:
+  """Deletes checkpoints that orbax did not complete."""
   for path in folder.glob(f'*{_UNFINISHED}*'):
     files.delete(path)
 
 
-def _read(checkpoints, generation: int, state: PyTree, run: str | None):
-  """One checkpoint in the structure of `state`; ValueError if unusable."""
+def _read(
+  checkpoints: ocp.CheckpointManager,
+  generation: int,
+  state: PyTree,
+  run: str | None,
+) -> PyTree:
+  """A checkpoint in the structure of `state`; ValueError if it is unusable."""
   if (pathlib.Path(checkpoints.directory) / str(generation)).is_symlink():
     raise ValueError('it is a link')
   leaves, treedef = jax.tree.flatten(jax.device_get(state))
   try:
     with _unlogged():
-      stored = checkpoints.restore(
+      stored: Any = checkpoints.restore(
         generation,
         args=ocp.args.Composite(
           leaves=ocp.args.StandardRestore(leaves),
@@ -164,13 +170,14 @@ def _read(checkpoints, generation: int, state: PyTree, run: str | None):
 def restore(
   checkpoints: ocp.CheckpointManager, state: PyTree, run: str | None = None
 ) -> tuple[PyTree, list[str]]:
-  """The last usable checkpoint, and a line for each later one that is not.
+  """State of the last usable checkpoint, and messages on later ones.
 
   Args:
     checkpoints: from `open_checkpoints`.
-    state: the state of a new run, which is returned if there is nothing yet;
-      gives structure and shapes.
-    run: digest of what the run was started with; those of others are unusable.
+    state: the state of a new run, with the structure and shapes; it is returned
+      if there is no checkpoint.
+    run: digest of the run's flags and files; checkpoints of other runs are
+      unusable. None accepts all.
 
   Raises:
     InputError: there are checkpoints, and none can be used.
@@ -191,9 +198,10 @@ def restore(
 
 
 def discard_after(checkpoints: ocp.CheckpointManager, generation: int) -> None:
-  """Deletes what stands where the checkpoints of later generations go.
+  """Deletes the checkpoints of later generations, and unfinished ones.
 
-  Those were damaged or never finished. Links are deleted, not followed.
+  Run before generations are repeated, since later checkpoints are damaged or
+  incomplete. Links are deleted, not followed.
   """
   folder = pathlib.Path(checkpoints.directory)
   numbered = lambda: (p for p in folder.iterdir() if p.name.isdecimal())

@@ -1,12 +1,12 @@
 """A run's folder: its flags, checkpoints, metrics and front; and resuming.
 
-flags.json      what the run was started with, and digests of what it read
-metrics.jsonl   a line a generation
+flags.json      the flags of the run, and digests of the files it read
+metrics.jsonl   a line for each generation
 checkpoints/    the last generations, by orbax
-front.json      the result, when the run has ended
+front.json      the result, once the run has ended
 
-All of it carries digests, and the digest of flags.json says in each checkpoint
-and in the front which run they are of.
+All of them hold digests of their content. Each checkpoint and the front also
+hold the digest of flags.json, which identifies the run.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ from nemo_jax.runs.metrics import append_metrics
 
 
 class State(Protocol):
-  """What is stored: a tree of arrays that counts its generations."""
+  """The state of a search: a pytree of arrays with a generation."""
 
   @property
   def generation(self) -> Array:
-    """int32[], how many have been made."""
+    """int32[], the number of generations so far."""
 
 
 S = TypeVar('S', bound=State)
 
-# In flags.json, beside the flags: what the run read, by its digest.
+# Key in flags.json of the digests of files that the run read.
 _READ = 'digests'
 
 
 def check_folder(path: str | os.PathLike, read_only: bool = False) -> None:
-  """Raises `InputError` unless the folder is there or can be made.
+  """Raises `InputError` unless the folder is writable or can be made.
 
   Args:
     path: of the folder.
-    read_only: whether one that is there serves without being writable.
+    read_only: whether a folder that exists need not be writable.
   """
   path = files.local(path).absolute()
   with files.errors_named(path):
@@ -58,12 +58,12 @@ def check_folder(path: str | os.PathLike, read_only: bool = False) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: str | os.PathLike) -> Generator[None]:
-  """Makes a run's folder and keeps other processes out of it.
+  """Context that makes a run's folder and locks it for this process.
 
-  The lock goes with the process, however it ends.
+  The operating system releases the lock when the process ends.
 
   Raises:
-    InputError: another process holds it, or the folder cannot be made.
+    InputError: another process has the lock, or the folder cannot be made.
   """
   workdir = files.local(workdir)
   with contextlib.ExitStack() as stack:
@@ -78,11 +78,12 @@ def locked(workdir: str | os.PathLike) -> Generator[None]:
 
 
 def _with_digests(flags: Mapping, digests: Mapping | None) -> dict[str, Any]:
+  """Content of flags.json, without its own digest."""
   return dict(flags) if digests is None else {**flags, _READ: dict(digests)}
 
 
 def _changes(stored: Mapping, given: Mapping) -> Iterator[str]:
-  """What differs, in words; digests say what they are of."""
+  """Messages on the flags and files that differ from the stored ones."""
   for name, value in sorted(given.items()):
     if name == _READ:
       before = stored.get(name)
@@ -101,24 +102,24 @@ def check_flags(
   flags: Mapping[str, Any],
   digests: Mapping[str, str] | None = None,
 ) -> None:
-  """Compares what a run in the folder was started with, if there is one.
+  """Raises `InputError` if the folder holds a run with other flags or files.
 
-  Only the names given are compared.
+  Only the given names are compared.
 
   Args:
     workdir: the run's folder.
-    flags: what JSON can hold, by name.
-    digests: of what the run reads; a name says what it is of.
+    flags: values of JSON's types, by name.
+    digests: of the files that the run reads, by a description of each.
 
   Raises:
-    files.DamagedError: flags.json is not as it was written.
-    InputError: a flag, or what the run read, differs from that of the run.
+    files.DamagedError: flags.json differs from what was written.
+    InputError: a flag or a digest differs.
   """
   path = files.local(workdir) / 'flags.json'
   if not path.exists():
     return
   stored = files.read_json(path)
-  # Those of older versions have no digest.
+  # Files of older versions have no digest.
   if 'sha256' in stored and not files.is_sealed(stored):
     raise files.DamagedError(f'{path} is damaged: its digest does not match')
   changed = list(_changes(stored, _with_digests(flags, digests)))
@@ -130,7 +131,7 @@ def check_flags(
 
 
 def _check_results(workdir: pathlib.Path, run: str) -> None:
-  """Raises `InputError` if results are there, and none is of this run."""
+  """Raises `InputError` if there are results, and none is of this run."""
   results = ['front.json', 'compare.json', 'checkpoints/*/digest/metadata']
   found = [path for pattern in results for path in workdir.glob(pattern)]
   owners = set()
@@ -149,20 +150,23 @@ def write_flags(
   flags: Mapping[str, Any],
   digests: Mapping[str, str] | None = None,
 ) -> str:
-  """Starts a run's folder; from now on it takes no others. Returns its digest.
+  """Writes flags.json if it is absent; returns the digest of the run.
+
+  From then on `check_flags` refuses other runs in the folder.
 
   Args:
     workdir: the run's folder.
-    flags: what JSON can hold, by name.
-    digests: of what the run reads; a name says what it is of.
+    flags: see `check_flags`.
+    digests: see `check_flags`.
 
   Raises:
-    InputError: there are results of another run, or the operating system
-      refuses.
+    InputError: there are results of another run, or an error of the operating
+      system.
   """
   content = files.seal(_with_digests(flags, digests))
   path = files.local(workdir) / 'flags.json'
-  # What is there has been compared; a full disk is no reason to stop here.
+  # A file that exists has been compared; it is not written again, which a full
+  # disk would prevent.
   if not path.exists():
     _check_results(path.parent, content['sha256'])
     text = json.dumps(content, indent=2, sort_keys=True) + '\n'
@@ -176,11 +180,11 @@ def started(
   flags: Mapping[str, Any],
   digests: Mapping[str, str],
 ) -> Generator[tuple[str, Front | None]]:
-  """The digest of a run, and its front if it has ended.
+  """Context of a run, with its digest, and its front if it has ended.
 
-  Within, no other process runs in the folder, and errors of the operating
-  system name it. A run that has ended is not locked: it may be on a disk that
-  is read-only.
+  In the context no other process can run in the folder, and errors of the
+  operating system name the folder. A run that has ended is not locked, since it
+  may be on a read-only disk.
 
   Args:
     workdir: the run's folder, which is made.
@@ -196,7 +200,7 @@ def started(
     yield run, front
     return
   with locked(workdir), files.errors_named(workdir):
-    # Another process may have been here since.
+    # Again, since another process may have run before the lock was taken.
     check_flags(workdir, flags, digests)
     write_flags(workdir, flags, digests)
     yield run, None
@@ -210,13 +214,23 @@ def evolve(
   generations: int,
   run: str | None = None,
 ) -> Iterator[tuple[S, dict[str, Array]]]:
-  """The state and metrics of each generation still to come, all stored.
+  """Yields state and metrics of each generation that is left, and stores them.
 
-  Without `checkpoints` nothing is stored: another process does it. `run` is
-  what `started` gave.
+  Metrics are written before the checkpoint. If the process is killed between
+  the two, `rewind_metrics` deletes the line, and the generation is repeated
+  from the checkpoint before.
 
-  Metrics go first: if a kill comes between, `rewind_metrics` takes the line
-  back, and the generation is repeated from the checkpoint before.
+  Args:
+    workdir: the run's folder; None stores nothing.
+    checkpoints: of the folder; None stores nothing, as in processes other than
+      the first.
+    step: from a state to the next, and its metrics.
+    state: to start from.
+    generations: number of the last generation.
+    run: digest of the run, from `started`.
+
+  Raises:
+    InputError: an error of the operating system.
   """
   for generation in range(int(state.generation) + 1, generations + 1):
     state, metrics = step(state)
@@ -227,10 +241,16 @@ def evolve(
 
 
 def finished(workdir: str | os.PathLike, run: str) -> Front | None:
-  """The front of a run that has ended; None where it is still to be written.
+  """The front of a run that has ended; None if there is none of this run.
+
+  A damaged front counts as none, with a warning.
+
+  Args:
+    workdir: the run's folder.
+    run: digest of the run.
 
   Raises:
-    InputError: it is of a version that is not known.
+    InputError: the file has an unknown version.
   """
   if not (files.local(workdir) / FRONT_FILE).exists():
     return None

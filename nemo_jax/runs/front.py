@@ -1,4 +1,4 @@
-"""`Front`: what a search found, typed; JSON is how it is stored."""
+"""`Front`, the result of a search, and its JSON file."""
 
 import dataclasses
 import os
@@ -22,12 +22,12 @@ from nemo_jax.runs.point import Point, objectives_of
 if TYPE_CHECKING:
   import matplotlib.figure
 
-# In which a front is kept, within its folder.
+# Name of a front's file in its folder.
 FRONT_FILE = 'front.json'
 
 
 def _software() -> dict[str, str]:
-  """Versions of what makes a front."""
+  """Versions of the software that a front depends on."""
   return {
     'nemo_jax': nemo_jax.__version__,
     'jax': jax.__version__,
@@ -37,30 +37,32 @@ def _software() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Front:
-  """What a search found. What an older file lacks is None or empty.
+  """Result of a search. Values that an older file lacks are None or empty.
 
   Attributes:
     workload: name of the network and its data.
-    objective_names: M of them, performance first.
-    quantizers: names, in the order of `Point.bits`.
-    points: non-dominated, sorted by their objectives.
-    uniform: the same bits everywhere, for comparison.
-    float_point: the float network; it has no bits.
-    is_weight: whether each quantizer is of a weight, else of an activation.
-    bit_widths: that the search chose from.
-    species: names of those that searched.
-    ideal: [M], the utopian point.
-    reference: [M]; objectives no better than it are worth nothing.
+    objective_names: M names, performance first.
+    quantizers: N names, in the order of `Point.bits`.
+    points: the non-dominated points, sorted by their objectives.
+    uniform: points with the same bit-width at all quantizers, for comparison.
+    float_point: the float network, without bits.
+    is_weight: for each quantizer, whether it is of a weight; else of an
+      activation.
+    bit_widths: the choices of the search.
+    species: names of the species in the search.
+    ideal: [M], the ideal point of the hypervolume.
+    reference: [M], the reference point of the hypervolume.
     seed: of the search.
-    evaluations: configurations that were evaluated.
-    failures: how many of these had an objective that was not finite.
-    hypervolume: of the points, between ideal and reference; of 1 at most.
+    evaluations: number of configurations that were evaluated.
+    failures: number of these with an objective that was not finite.
+    hypervolume: of the points, as a share of the box from ideal to reference;
+      None if M is above 3.
     uniform_hypervolume: that of `uniform`.
-    images: how many scored candidates, calibrated and tested; and their size.
+    images: numbers of images by use, and the sides of an image.
     network: how the network is traced again, and digests of weights and bank.
-    run: digest of what the run was started with.
-    versions: of the software that found it.
-    model: the network itself, which is not stored.
+    run: digest of the run's flags and files.
+    versions: of the software that made the front.
+    model: the network, which is not stored in the JSON file.
   """
 
   workload: str
@@ -96,19 +98,19 @@ class Front:
   ) -> Point:
     """The best point within limits.
 
-    That is the one with the best performance; or, where a performance is asked
-    for, the smallest that has it. Where no point is within all limits, the one
-    that exceeds them least, as a share of each: its `shortfall` says what to
-    give up, and so does a warning.
+    It is the point with the best performance; if `min_performance` is given,
+    the smallest model. If no point is within all limits, it is the point with
+    the least sum of relative excesses: a warning and its `shortfall` name the
+    limits that it exceeds.
 
     Args:
       max_size_mb: millions of bytes of the whole model.
-      max_gbitops: 10^9 bit-operations of one input.
+      max_gbitops: 10^9 BitOps of one input.
       min_performance: accuracy on the images of the search, from 0 to 1.
 
     Raises:
-      InputError: the front is empty, no limit is given, or its points lack what
-        a limit is about.
+      InputError: the front is empty, no limit is given, or the points lack the
+        values that a limit needs.
     """
     return selection.select(
       self.points,
@@ -122,7 +124,7 @@ class Front:
     """The network at a point, as a jitted function of inputs [B, ...].
 
     Args:
-      point: one of the front's, or its index among `points`.
+      point: a point of the front, or its index in `points`.
 
     Raises:
       InputError: the front has no network, see `load`; or no such point.
@@ -142,7 +144,7 @@ class Front:
     return dataclasses.replace(self, model=model)
 
   def plot(self) -> 'matplotlib.figure.Figure':
-    """The first objective against each of the others."""
+    """Figure of the first objective against each of the others."""
     from nemo_jax.runs import plots
 
     return plots.projections(self)
@@ -151,7 +153,7 @@ class Front:
     """Writes the front, and the bank of its network, into a folder.
 
     Raises:
-      InputError: the operating system refuses, for a full disk for example.
+      InputError: an error of the operating system, such as a full disk.
     """
     if self.model is not None:
       bank = self.model.quantized.bank
@@ -165,18 +167,18 @@ class Front:
     variables: PyTree = None,
     needed: Collection[str] = (),
   ) -> 'Front':
-    """What `save` wrote.
+    """The front that `save` wrote.
 
     Args:
       path: the folder.
-      apply: the network, for `Front.apply`.
+      apply: the network, which `Front.apply` needs; None leaves it out.
       variables: its weights.
       needed: keys that have to be there, see `schema.validate`.
 
     Raises:
       files.DamagedError: the content differs from what was written.
-      InputError: it is absent, of a version that is not known, or of other
-        weights or another network than the given.
+      InputError: there is no front, it has an unknown version, or it is of
+        other weights or another network than those given.
     """
     front = from_json(read(path, needed))
     if apply is None:
@@ -188,12 +190,14 @@ class Front:
 
 
 def _point_to_json(point: Point) -> dict[str, Any]:
+  """The values of a point that are not absent, without `shortfall`."""
   content = dataclasses.asdict(point)
   del content['shortfall']
   return {k: v for k, v in content.items() if v is not None and v != ()}
 
 
 def _point_from_json(content: Mapping[str, Any]) -> Point:
+  """The point of a valid content; unknown keys are ignored."""
   names = {field.name for field in dataclasses.fields(Point)} - {'shortfall'}
   known: dict[str, Any] = {
     k: tuple(v) if isinstance(v, list) else v
@@ -204,21 +208,20 @@ def _point_from_json(content: Mapping[str, Any]) -> Point:
 
 
 def to_json(front: Front) -> dict[str, Any]:
-  """What JSON can hold of a front: the schema, version 2.
+  """Content of a front's JSON file, in version 2 of the schema.
 
-  `workload`, `seed`, `evaluations`, `objective_names`, `bit_widths`,
-  `quantizers` (names, in the order of every `bits`), `points`: each with
-  `bits`, `objectives` in the order of their names, `test_accuracy`, `size_mb`,
-  `gbitops` and `species`. `run`, if there, is the digest of flags.json. Further
-  keys may be added without a new version.
+  The keys are the attributes of `Front` except `model`, with the float network
+  under `float`. A point has the attributes of `Point` except `shortfall`.
+  Absent values are left out. `schema.validate` checks the kinds of values.
+  Further keys may be added without a new version.
   """
   content = {
     field.name: getattr(front, field.name)
     for field in dataclasses.fields(front)
     if field.name not in ('model', 'points', 'uniform', 'float_point')
   }
-  # What is absent or empty is left out, as in older files. A front of four
-  # objectives has no hypervolume, which is stored as null.
+  # Absent or empty values are left out, as in older files, except that the
+  # hypervolume of a front with four objectives is stored as null.
   nullable = 'hypervolume', 'uniform_hypervolume'
   content = {
     k: v for k, v in content.items() if k in nullable or v not in (None, (), {})
@@ -233,7 +236,7 @@ def to_json(front: Front) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any]) -> Front:
-  """The front that a valid content is of; what it lacks is marked absent."""
+  """The front of a valid content; values that it lacks are None or empty."""
   names = {field.name for field in dataclasses.fields(Front)}
   names -= {'model', 'float_point'}
   found: dict[str, Any] = {
@@ -257,11 +260,16 @@ def from_json(content: Mapping[str, Any]) -> Front:
 def read(
   path: str | os.PathLike, needed: Collection[str] = ()
 ) -> dict[str, Any]:
-  """The valid content of a folder's front.json.
+  """The content of a folder's front.json, validated.
+
+  Args:
+    path: the folder.
+    needed: keys that have to be there, see `schema.validate`.
 
   Raises:
     files.DamagedError: the content differs from what was written.
-    InputError: it is absent, or of a version that is not known.
+    InputError: there is no front, it has an unknown version, or a value is not
+      valid.
   """
   path = files.local(path) / FRONT_FILE
   content = files.read_json(path)
@@ -275,10 +283,16 @@ def read(
 
 
 def choose_points(front: Front, bit_widths: Sequence[int]) -> dict[int, Point]:
-  """For each uniform width, the cheapest point that performs no worse.
+  """For each bit-width, the cheapest point no worse than uniform bits.
 
-  Cheapest is the least mean of the costs, each in units of the uniform
-  configuration's. A width that no point matches is left out.
+  A point qualifies if its performance is no worse than that of the uniform
+  configuration. The cheapest has the least mean of its costs, each relative to
+  that of the uniform configuration. Bit-widths without such a point are left
+  out.
+
+  Args:
+    front: with uniform configurations.
+    bit_widths: those of the uniform configurations.
   """
   values = objectives_of(front.points)
   chosen = {}

@@ -1,32 +1,42 @@
-"""metrics.jsonl: what each generation of a run measured, a line for each.
+"""metrics.jsonl, which has a line with the metrics of each generation.
 
-Every line carries its digest. What is damaged is left out, with a warning: no
-result depends on it.
+Every line holds its digest. Damaged lines are left out, with a warning: no
+result depends on them.
 """
 
 import json
 import os
 import pathlib
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from nemo_jax.core import files
 
 
 class _Line(NamedTuple):
+  """A valid line, as text and parsed."""
+
   text: str
   metrics: dict[str, Any]
 
 
 def _path(workdir: str | os.PathLike) -> pathlib.Path:
+  """Path of the file in a run's folder."""
   return files.local(workdir) / 'metrics.jsonl'
 
 
-def append_metrics(workdir: str | os.PathLike, metrics: dict) -> None:
-  """Adds a line.
+def append_metrics(
+  workdir: str | os.PathLike, metrics: Mapping[str, Any]
+) -> None:
+  """Adds a line to the file.
+
+  Args:
+    workdir: the run's folder.
+    metrics: numbers and arrays by name, with `generation`.
 
   Raises:
-    InputError: the operating system refuses, for a full disk for example.
+    InputError: an error of the operating system, such as a full disk.
   """
   plain = {name: files.plain(value) for name, value in metrics.items()}
   path = _path(workdir)
@@ -34,12 +44,13 @@ def append_metrics(workdir: str | os.PathLike, metrics: dict) -> None:
     file.write(json.dumps(files.seal(plain)) + '\n')
 
 
-def _no_number(word: str):
+def _no_number(word: str) -> NoReturn:
+  """Raises ValueError for NaN and infinities, which are no JSON."""
   raise ValueError(f'{word} is no number')
 
 
 def _parse(line: bytes) -> _Line | None:
-  """The content of a line; None if it is damaged."""
+  """The line with its content; None if it is damaged."""
   try:
     metrics = json.loads(line, parse_constant=_no_number)
   except (ValueError, RecursionError):
@@ -56,7 +67,7 @@ def _parse(line: bytes) -> _Line | None:
 
 
 def _read(workdir: str | os.PathLike) -> tuple[bytes, list[_Line]]:
-  """What is in the file, and its lines; a warning says what is left out."""
+  """Content of the file and its valid lines; warns of damaged ones."""
   path = _path(workdir)
   if not path.exists():
     return b'', []
@@ -72,16 +83,20 @@ def _read(workdir: str | os.PathLike) -> tuple[bytes, list[_Line]]:
   return content, lines
 
 
-def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-  """The metrics of all generations; damaged ones are left out."""
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """The metrics of all generations, without damaged lines."""
   return [line.metrics for line in _read(workdir)[1]]
 
 
 def rewind_metrics(workdir: str | os.PathLike, generation: int) -> None:
-  """Forgets the lines of later generations, which will be written again.
+  """Deletes the lines of later generations, and damaged lines.
+
+  Args:
+    workdir: the run's folder.
+    generation: the last whose line is kept.
 
   Raises:
-    InputError: the operating system refuses.
+    InputError: an error of the operating system.
   """
   content, lines = _read(workdir)
   kept = [x.text for x in lines if x.metrics['generation'] <= generation]

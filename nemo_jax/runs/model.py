@@ -1,4 +1,4 @@
-"""The network of a front: how it is stored, found again, and run."""
+"""The network of a front: its description in JSON, loading, and running."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from nemo_jax.quantization.quantized import Quantized
 from nemo_jax.quantization.trace import tracing
 from nemo_jax.quantization.trace.tracing import Apply
 
-# In the folder of a front.
+# Name of the bank's file in the folder of a front.
 BANK_FILE = 'bank.npz'
-# Of what `network_of` returns.
+# Keys of what `network_of` returns.
 _KEYS = 'weights', 'bank', 'inputs', 'extra_ops', 'weight_scheme', 'lowering'
 
 
 class Model(NamedTuple):
-  """The network of a front, ready to run."""
+  """A quantized network with its weights."""
 
   quantized: Quantized
   variables: PyTree
@@ -35,10 +35,10 @@ def run_at(model: Model, bits: Sequence[int]) -> Callable[[PyTree], PyTree]:
 
   Args:
     model: the network.
-    bits: of each quantizer.
+    bits: bit-width of each quantizer.
 
   Raises:
-    InputError: there are not as many.
+    InputError: the number of bits is not that of the quantizers.
   """
   quantized, variables = model
   count = len(quantized.quantizers)
@@ -53,7 +53,7 @@ def run_at(model: Model, bits: Sequence[int]) -> Callable[[PyTree], PyTree]:
 
 
 def _inputs_to_json(inputs: PyTree) -> Any:
-  """Shapes and types of one example, in what JSON has."""
+  """Shapes and types of one example, in JSON's types."""
   if isinstance(inputs, dict):
     return {'dict': {k: _inputs_to_json(v) for k, v in inputs.items()}}
   if isinstance(inputs, list | tuple):
@@ -63,7 +63,7 @@ def _inputs_to_json(inputs: PyTree) -> Any:
 
 
 def _inputs_from_json(content: Any) -> PyTree:
-  """Two examples of what `_inputs_to_json` was given."""
+  """`jax.ShapeDtypeStruct`s of a few examples, from `_inputs_to_json`."""
   if 'dict' in content:
     return {k: _inputs_from_json(v) for k, v in content['dict'].items()}
   for kind in (list, tuple):
@@ -76,13 +76,13 @@ def _inputs_from_json(content: Any) -> PyTree:
 def network_of(
   quantized: Quantized, variables: PyTree, inputs: PyTree, weight_scheme: str
 ) -> dict[str, Any]:
-  """How a network is traced again: `Front.network`.
+  """Description by which a network is traced again: `Front.network`.
 
   Args:
     quantized: the network.
     variables: its weights.
-    inputs: such as it takes, arrays [B, ...] in dicts, lists or tuples.
-    weight_scheme: that it was quantized with.
+    inputs: examples, arrays [B, ...] in dicts, lists or tuples.
+    weight_scheme: with which it was quantized.
   """
   return {
     'weights': files.digest(variables),
@@ -101,18 +101,18 @@ def load(
   apply: Apply,
   variables: PyTree,
 ) -> Model:
-  """The network of a front, checked against what it was written with.
+  """The network of a front, checked against the front's description.
 
   Args:
     path: the folder of the front.
     known: from `network_of`.
-    quantizers: names of the front's.
+    quantizers: names of the front's quantizers.
     apply: the network.
     variables: its weights.
 
   Raises:
-    InputError: it is another network, or has other weights; the bank is damaged
-      or of another front.
+    InputError: it is another network or has other weights, or the bank is
+      damaged or of another front.
   """
   folder = files.local(path)
   if not known:

@@ -1,14 +1,15 @@
-"""Pictures of a run: the front, its projections, the species, the bits."""
+"""Pictures of a run: its front, projections, species and bit-widths."""
 
 import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.ticker
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from nemo_jax.core import files
@@ -30,17 +31,23 @@ LABELS = {
 
 
 def label(name: str) -> str:
-  """What an objective is called on an axis or in a table."""
+  """Label of an objective on axes and in tables."""
   return LABELS.get(name, name)
 
 
 def as_good_as(width: int) -> str:
-  """What a point of `front.choose_points` is called."""
+  """Label of a point from `front.choose_points`."""
   return f'as good as {width}-bit'
 
 
 def save(figure: Figure, workdir: str | os.PathLike, name: str) -> pathlib.Path:
-  """Writes a figure as a PNG, whole or not at all."""
+  """Writes a figure as a PNG, atomically; returns its path.
+
+  Args:
+    figure: of Matplotlib.
+    workdir: the folder.
+    name: of the file.
+  """
   path = files.local(workdir) / name
   with files.draft(path) as made:
     figure.savefig(made, format='png', dpi=110, bbox_inches='tight')
@@ -48,10 +55,10 @@ def save(figure: Figure, workdir: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def draw(drawings: Iterable[tuple]) -> list[pathlib.Path]:
-  """Pictures; one warning names those that fail, which is no error of a run.
+  """Draws pictures; returns their paths. One warning names those that fail.
 
   Args:
-    drawings: functions of this module, each with its arguments.
+    drawings: tuples of a function of this module and its arguments.
   """
   paths, failed = [], []
   for function, *arguments in drawings:
@@ -67,9 +74,10 @@ def draw(drawings: Iterable[tuple]) -> list[pathlib.Path]:
 def plot_front(
   workdir: str | os.PathLike, front: 'Front'
 ) -> pathlib.Path | None:
-  """The front in the space of its first three objectives; None if it has two.
+  """3-D picture of the first three objectives; None if there are only two.
 
-  Performance goes up and the costs span the floor, as in NEMO's figure.
+  Performance is vertical and costs are horizontal, as in the figure of NEMO's
+  paper.
   """
   names = front.objective_names
   if len(names) < 3:
@@ -96,12 +104,12 @@ def plot_front(
 
 
 def projections(front: 'Front') -> Figure:
-  """The first objective against each of the others, by species."""
+  """Figure of the first objective against each of the others, by species."""
   names, points = front.objective_names, front.points
   values, uniform = objectives_of(points), objectives_of(front.uniform)
   values = values.reshape(len(points), len(names))
   owners = np.asarray([p.species for p in points], object)
-  # Of older files some points have no species, or species no list.
+  # Points or fronts of older files may have no species.
   known = dict.fromkeys([*front.species, *owners])
   figure = Figure(figsize=(5.5 * (len(names) - 1), 4.2))
   panels = figure.subplots(1, len(names) - 1, squeeze=False)
@@ -135,24 +143,36 @@ def projections(front: 'Front') -> Figure:
 def plot_projections(
   workdir: str | os.PathLike, front: 'Front'
 ) -> pathlib.Path:
-  """Writes `projections`."""
+  """Picture of `projections`."""
   return save(projections(front), workdir, 'front_projections.png')
 
 
-def _series(metrics: list[dict], name: str, width: int) -> np.ndarray:
-  """float[G, width]: of each generation; NaN where it has no such numbers."""
+def _series(
+  metrics: Sequence[Mapping[str, Any]], name: str, width: int
+) -> Float[np.ndarray, 'G width']:
+  """A metric of G generations; NaN where a generation has no such numbers."""
   rows = np.full((len(metrics), width), np.nan)
   for row, line in zip(rows, metrics, strict=True):
-    # Lines of older versions have no digest, so anything may be in them.
+    # Lines of older versions have no digest, so their values may be damaged.
     with contextlib.suppress(TypeError, ValueError):
       row[:] = np.asarray(line.get(name), float)
   return rows
 
 
 def plot_species(
-  workdir: str | os.PathLike, front: 'Front', metrics: list[dict]
+  workdir: str | os.PathLike,
+  front: 'Front',
+  metrics: Sequence[Mapping[str, Any]],
 ) -> pathlib.Path:
-  """Utility, size and share of the front of each species over generations."""
+  """Picture of the species over generations: utility, size, share of the front.
+
+  A fourth panel has the hypervolume, if it is known.
+
+  Args:
+    workdir: the folder.
+    front: result of the run.
+    metrics: from `read_metrics`.
+  """
   generations = [m['generation'] for m in metrics]
   panels = {
     'utility': 'utility (R2, lower is better)',
@@ -162,7 +182,7 @@ def plot_species(
   figure = Figure(figsize=(18, 3.8))
   axes = figure.subplots(1, 4)
   for panel, (key, title) in zip(axes, panels.items(), strict=False):
-    # A species without a solution yet has no utility, which is stored as null.
+    # The utility of a species without a solution is stored as null.
     rows = _series(metrics, key, len(front.species))
     for i, name in enumerate(front.species):
       panel.plot(generations, rows[:, i], color=f'C{i}', label=name)
@@ -186,11 +206,11 @@ def plot_species(
 def plot_bits(
   workdir: str | os.PathLike, front: 'Front', chosen: Mapping[int, Point]
 ) -> pathlib.Path:
-  """The bits of chosen points, layer by layer.
+  """Picture of the bit-widths of chosen points, by quantizer.
 
   Args:
-    workdir: where to.
-    front: what a search found.
+    workdir: the folder.
+    front: result of a run.
     chosen: from `front.choose_points`.
   """
   names = np.asarray(front.quantizers)

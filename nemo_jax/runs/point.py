@@ -1,24 +1,27 @@
-"""`Point`: one configuration of a front."""
+"""`Point`: a configuration of a front."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-  """A configuration, and what it is worth.
+  """A configuration of bit-widths, with its objectives and scores.
 
   Attributes:
-    bits: of each quantizer.
-    objectives: in the order of the front's names; None where not finite.
-    test_accuracy: top-1, on images that no search has seen; None if not scored.
-    test_top5_accuracy: likewise.
-    species: which species found it.
+    bits: [N], the bit-width of each quantizer.
+    objectives: [M], in the order of `Front.objective_names`; None where not
+      finite.
+    test_accuracy: top-1 accuracy on the test images, from 0 to 1; None if it
+      was not measured.
+    test_top5_accuracy: top-5 accuracy on the test images.
+    species: name of the species that found it.
     size_mb: millions of bytes of the whole model.
-    gbitops: 10^9 bit-operations of one input.
-    shortfall: limits of `Front.select` that it misses, in words.
+    gbitops: 10^9 BitOps of one input.
+    shortfall: messages on the limits of `Front.select` that it exceeds.
   """
 
   bits: tuple[int, ...] = ()
@@ -31,6 +34,6 @@ class Point:
   shortfall: tuple[str, ...] = ()
 
 
-def objectives_of(points: Sequence[Point]) -> np.ndarray:
-  """float[n, M]: objectives of points, NaN where they are not finite."""
+def objectives_of(points: Sequence[Point]) -> Float[np.ndarray, '...']:
+  """Objectives [n, M] of n points, NaN where not finite; [0] if n is 0."""
   return np.asarray([p.objectives for p in points], float)

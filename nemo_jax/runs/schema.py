@@ -1,7 +1,7 @@
-"""What a front.json has to hold, whoever wrote it.
+"""Schema of front.json: the kinds of its values.
 
 Version 2 is version 1 with a digest of the content under `sha256`. A key may be
-absent; one that is there has to be of its kind.
+absent; the value of a key that is there has to be of its kind.
 """
 
 import os
@@ -16,18 +16,20 @@ VERSIONS = (1, 2)
 
 
 class _Kind(NamedTuple):
-  """What a value may be."""
+  """A kind of value: its name in messages, and a test."""
 
   name: str
   holds: Callable[[Any], bool]
 
 
 def _is_whole(x: Any) -> bool:
+  """Whether a value is an integer, which booleans are not."""
   return isinstance(x, int) and not isinstance(x, bool)
 
 
 def _is_finite(x: Any) -> bool:
-  # NaN compares as False; whole numbers may be too large for a float.
+  """Whether a value is a finite number."""
+  # NaN compares as False, and an int may be too large for a float.
   return (_is_whole(x) or isinstance(x, float)) and -1e300 < x < 1e300
 
 
@@ -51,7 +53,7 @@ _BITS = _Kind(
 
 
 def _describes_inputs(x: Any) -> bool:
-  """Whether it is a shape and a type, or a dict, list or tuple of such."""
+  """Whether a value is a shape and type, or a dict, list or tuple of such."""
   if not isinstance(x, dict):
     return False
   if set(x) == {'shape', 'dtype'}:
@@ -73,8 +75,8 @@ def _describes_inputs(x: Any) -> bool:
 
 _INPUTS = _Kind('shapes and types of inputs', _describes_inputs)
 
-# What values may be, and lists of such values; behind the name of an object
-# or of a list of objects, what each of these holds.
+# Kinds by key; [kind] is a list of values of this kind. `a.b` is the key b of
+# the object a, or of each object in the list a.
 _KINDS = {
   'workload': _TEXT,
   'evaluations': _COUNT,
@@ -96,7 +98,7 @@ _KINDS = {
   'uniform.objectives': [_OPTIONAL],
   'uniform.test_accuracy': _SHARE,
 }
-# May be absent from any front: older versions lack them.
+# Keys that older versions lack.
 _OPTIONAL_KINDS = {
   'seed': _COUNT,
   'run': _TEXT,
@@ -120,7 +122,7 @@ _OPTIONAL_KINDS = {
 }
 # Lists that may be empty.
 _MAY_BE_EMPTY = ('network.extra_ops',)
-# Lists that are as long as others.
+# Lists that have the length of another list.
 _LIKE = {
   'is_weight': 'quantizers',
   'bits': 'quantizers',
@@ -128,13 +130,13 @@ _LIKE = {
   'ideal': 'objective_names',
   'reference': 'objective_names',
 }
-# What is needed to score the points, and for tables and pictures.
+# Keys that are needed to score the points, and for tables and pictures.
 SCORED = ('workload', 'quantizers', 'points.bits')
 REPORTED = tuple(_KINDS)
 
 
 def _shown(x: Any) -> str:
-  """The value in a message; of lists and objects the kind alone."""
+  """A value for messages; for lists and objects, the kind only."""
   if isinstance(x, list | dict):
     return 'a list' if isinstance(x, list) else 'an object'
   if _is_whole(x) and abs(x) > 10**18:
@@ -144,12 +146,13 @@ def _shown(x: Any) -> str:
 
 
 def _check_value(where: str, value: Any, kind: _Kind) -> None:
+  """Raises `InputError` for a value of another kind."""
   if not kind.holds(value):
     raise InputError(f'{where} is {_shown(value)}, not {kind.name}')
 
 
 def _check_list(where: str, values: Any, kind: _Kind, like: Any) -> None:
-  """Refuses what is no list of a kind, or not as long as the list `like`."""
+  """Raises `InputError` for what is no list of a kind, as long as `like`."""
   if not isinstance(values, list):
     raise InputError(f'{where} is {_shown(values)}, no list')
   least = 0 if where in _MAY_BE_EMPTY else 1
@@ -161,7 +164,7 @@ def _check_list(where: str, values: Any, kind: _Kind, like: Any) -> None:
 
 
 def _holders(content: Mapping, section: str) -> list[tuple[str, Any]]:
-  """What has the keys of a section, each with what messages call it."""
+  """The objects of a section, each with its name in messages."""
   if not section:
     return [('', content)]
   if section not in content:
@@ -175,7 +178,7 @@ def _holders(content: Mapping, section: str) -> list[tuple[str, Any]]:
 
 
 def _check(content: Any, needed: Collection[str]) -> None:
-  """Refuses content that is no front, without the path."""
+  """Raises `InputError`, without the path, for content that is no front."""
   if not isinstance(content, Mapping):
     raise InputError(f'it holds {_shown(content)}, no object')
   version = content.get('version')
@@ -201,7 +204,7 @@ def _check(content: Any, needed: Collection[str]) -> None:
 
 
 def _check_names(content: Mapping) -> None:
-  """Refuses quantizers of one name, and species that are not in the list."""
+  """Raises `InputError` for repeated quantizers and unknown species."""
   seen = set()
   for name in content.get('quantizers', ()):
     if name in seen:
@@ -218,12 +221,12 @@ def _check_names(content: Mapping) -> None:
 def validate(
   content: Any, path: str | os.PathLike, needed: Collection[str] = ()
 ) -> dict[str, Any]:
-  """The content of a front.json, as it is given.
+  """The content of a front.json, unchanged, after a check of its values.
 
   Args:
-    content: what JSON holds; keys that are not known may hold anything.
+    content: of the file; unknown keys may have any value.
     path: of the file, for messages.
-    needed: keys that have to be there, as in SCORED and REPORTED.
+    needed: keys that have to be there, such as SCORED and REPORTED.
 
   Raises:
     InputError: the version is unknown, a needed key is missing, or a value is

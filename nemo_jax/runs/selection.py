@@ -1,4 +1,4 @@
-"""The best point of a front within limits."""
+"""Selection of the best point of a front within limits."""
 
 import dataclasses
 import warnings
@@ -6,37 +6,45 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from nemo_jax.core.types import InputError
 from nemo_jax.runs.point import Point
 
-# Objectives that are one less a share of right answers.
+# Objectives that are one minus an accuracy.
 ERRORS = ('top1_error', 'top5_error')
 
 
 class _Limit(NamedTuple):
-  """A limit, and by what share of it each point exceeds it."""
+  """A limit, with the values of n points and their relative excesses."""
 
   name: str
   unit: str
   limit: float
-  values: np.ndarray  # [n]
-  excess: np.ndarray  # [n]
+  values: Float[np.ndarray, ' n']
+  excess: Float[
+    np.ndarray, ' n'
+  ]  # as a share of the limit; 0 or less is within
 
   def words(self, index: int) -> str:
-    """What a point has, and what was asked for."""
+    """Message with the value of a point, and the limit."""
     value, limit = abs(self.values[index]), abs(self.limit)
     return f'{value:.4g} {self.unit}, not {limit:.4g} ({self.name})'
 
 
 def _limit(name: str, unit: str, values: np.ndarray, limit: float) -> _Limit:
+  """A limit on values [n]."""
   excess = (values - limit) / max(abs(limit), 1e-12)
-  # Limits are met to the last digit that a file holds.
+  # With a tolerance for rounding in the values.
   return _Limit(name, unit, limit, values, np.where(excess < 1e-9, 0, excess))
 
 
-def _values(points: Sequence[Point], name: str) -> np.ndarray:
-  """float[n]: what points have; those of older files may lack it."""
+def _values(points: Sequence[Point], name: str) -> Float[np.ndarray, ' n']:
+  """Values of an attribute of n points.
+
+  Raises:
+    InputError: a point lacks it, as in older files.
+  """
   values = [getattr(point, name) for point in points]
   if None in values:
     raise InputError(
@@ -53,7 +61,7 @@ def _limits(
   gbitops: float | None,
   performance: float | None,
 ) -> list[_Limit]:
-  """The limits that are given, with what each point has."""
+  """The given limits, with the values of all points."""
   if not points:
     raise InputError('the front has no point to select from')
   if not all(point.objectives for point in points):
@@ -79,7 +87,7 @@ def _limits(
         f'min_performance is {performance}; give an accuracy from 0 to 1'
       )
     values = 1 - np.asarray([p.objectives[0] for p in points], float)
-    # Negative, so that more is within.
+    # Negative, since this limit is a lower bound.
     found.append(_limit('min_performance', 'accuracy', -values, -performance))
   if not found:
     raise InputError(
@@ -100,14 +108,14 @@ def select(
 
   Args:
     points: of a front.
-    first_objective: its name.
+    first_objective: name of the first objective.
     max_size_mb: millions of bytes of the whole model.
-    max_gbitops: 10^9 bit-operations of one input.
+    max_gbitops: 10^9 BitOps of one input.
     min_performance: accuracy on the images of the search, from 0 to 1.
 
   Raises:
-    InputError: there is no point, no limit is given, or the points lack what a
-      limit is about.
+    InputError: there is no point, no limit is given, or the points lack the
+      values that a limit needs.
   """
   limits = _limits(
     points, first_objective, max_size_mb, max_gbitops, min_performance

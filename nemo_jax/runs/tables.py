@@ -1,16 +1,16 @@
-"""Tables of a run, as text."""
+"""Text tables of a run."""
 
 from collections.abc import Mapping, Sequence
 
 from nemo_jax.runs.front import Front, Point
 from nemo_jax.runs.plots import as_good_as, label
 
-# Of the uniform configurations, those that a table shows.
+# Bit-widths of the uniform configurations in a table.
 SHOWN = (8, 6, 4, 2)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Lines of cells under each other; the first column is flush left."""
+  """Lines with aligned cells: the first column left, the others right."""
   sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = []
   for row in rows:
@@ -21,10 +21,10 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(front: Front, chosen: Mapping[int, Point]) -> str:
-  """A text table: the float network, uniform widths, chosen points.
+  """Text table of the float network, uniform bit-widths and chosen points.
 
   Args:
-    front: what a search found.
+    front: result of a run.
     chosen: from `front.choose_points`.
   """
   scored = front.float_point is not None and (

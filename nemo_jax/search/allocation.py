@@ -52,7 +52,7 @@ def check_options(exploration: Any, kind: str, objectives: int) -> None:
 
 
 def apportion(
-  shares: Float[ArrayLike, ' S'], places: int, least: int = LEAST_PLACES
+  shares: Float[ArrayLike, ' S'], places: Any, least: int = LEAST_PLACES
 ) -> Int[Array, ' S']:
   """Places of each species, in proportion to `shares`; int32.
 
@@ -60,7 +60,7 @@ def apportion(
 
   Args:
     shares: not negative, and not all zero.
-    places: P.
+    places: P, a whole number; may be traced.
     least: places that every species gets.
   """
   free = places - least * shares.shape[0]
@@ -86,7 +86,7 @@ def place_of(owners: Int[ArrayLike, ' P']) -> Int[Array, ' P']:
 def allocate(
   utility: Float[ArrayLike, ' S'],
   evaluations: Int[ArrayLike, ' S'],
-  places: int,
+  places: Any,
   exploration: Any,
 ) -> Int[Array, ' S']:
   """Size of each species, by upper confidence bound; int32.
@@ -99,7 +99,7 @@ def allocate(
   Args:
     utility: of each species, lower is better; +inf without any solution.
     evaluations: of each species.
-    places: P, the sum of the sizes.
+    places: P, the sum of the sizes; may be traced.
     exploration: c, a number of 0 or more. With 0, sizes are proportional to v;
       with infinity they are equal.
   """

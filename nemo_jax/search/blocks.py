@@ -36,9 +36,9 @@ def keys(key: Array, number: int) -> Array:
 
 
 def num_proposals(places: Any, screened: bool = False) -> Int[Array, '']:
-  """Number of proposals that a species with so many places should make; int32.
+  """Number of proposals that a species with `places` places makes; int32.
 
-  An eighth more than its places, because some may be repetitions. A species
+  An eighth more than its places, because some may repeat others. A species
   without places makes as many as it can.
 
   Args:
@@ -63,8 +63,8 @@ def fill(
   Args:
     make: function from the input of one block to arrays [B, ...].
     inputs: arrays [n, ...] with one row for each block, such as `keys`.
-    rows_wanted: a whole number from 1; may be traced. The rows of blocks that are not needed are copies
-      of the first row.
+    rows_wanted: a whole number from 1; may be traced. The rows of blocks that
+      are not needed are copies of the first row.
   """
   number = len(jax.tree.leaves(inputs)[0])
   one = jax.tree.map(lambda x: x[0], inputs)

@@ -72,7 +72,7 @@ def _check_indices(name: str, value: Array, nodes: int) -> None:
 
 
 def _check_graph(graph: Graph, nodes: int) -> None:
-  """Raises `InputError` unless the graph has so many nodes."""
+  """Raises `InputError` unless the graph fits the number of nodes."""
   features = checks.array('problem.graph.nodes', graph.nodes, 'NF', N=nodes)
   _check_finite('problem.graph.nodes', features)
   senders = checks.array('problem.graph.senders', graph.senders, 'E', 'whole')
@@ -84,7 +84,7 @@ def _check_graph(graph: Graph, nodes: int) -> None:
 
 
 def _check_prior(prior: Prior, nodes: int, choices: int) -> None:
-  """Raises `InputError` unless the prior has so many nodes and choices."""
+  """Raises `InputError` unless the prior fits these numbers."""
   pairs = checks.array('problem.prior.pairs', prior.pairs, 'Es', 'whole')
   _check_indices('problem.prior.pairs', pairs, nodes)
   costs = np.shape(prior.costs)[-1] if np.ndim(prior.costs) else 0

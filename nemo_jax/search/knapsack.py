@@ -158,8 +158,8 @@ def front(
 
 def totals(
   found: Sequence[Group], choices: Int[np.ndarray, 'P N']
-) -> Float[np.ndarray, 'P 1+C']:
-  """Loss and costs of configurations; float64.
+) -> Float[np.ndarray, 'P values']:
+  """Loss and C costs of each configuration; float64[P, 1 + C].
 
   Raises:
     InputError: a configuration has a joint choice that is not in `found`,

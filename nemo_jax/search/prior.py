@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from nemo_jax.core.types import Array, ArrayLike, InputError
 from nemo_jax.search.problem import Prior, Problem
 
-# Most rounds of messages: enough for trees with paths of so many edges.
+# Most rounds of messages. Trees with longer paths are solved approximately.
 MOST_ROUNDS = 8
 _FORBIDDEN = 1e12  # loss of a choice that is not allowed
 
@@ -46,8 +46,10 @@ def of(problem: Problem) -> Prior:
   return problem.prior
 
 
-def totals(prior: Prior, choices: Int[ArrayLike, ' N']) -> Float[Array, ' 1+C']:
-  """Loss and costs of a configuration, by the prior; float32."""
+def totals(
+  prior: Prior, choices: Int[ArrayLike, ' N']
+) -> Float[Array, ' values']:
+  """Loss and C costs of a configuration, by the prior; float32[1 + C]."""
   prior = jax.tree.map(jnp.asarray, prior)
   nodes = jnp.arange(choices.shape[0])
   left, right = choices[prior.pairs.T]

@@ -24,7 +24,10 @@ from nemo_jax.search import blocks, variation
 class State(base.State):
   """State with a population [P, D] and fitness [P], the fields of evosax."""
 
-  # evosax annotates these as numbers; they are arrays while they are traced.
+  # Loosely typed: JAX also rebuilds this with other leaves than arrays.
+  population: Any
+  fitness: Any
+  best_solution: Any
   best_fitness: Any
   generation_counter: Any
 
@@ -72,8 +75,8 @@ class SSNE(base.PopulationBasedAlgorithm):
     own = [leaf.size for leaf in jax.tree.leaves(solution)]
     self.sizes = np.asarray(own if sizes is None else sizes)
 
+  # The base class annotates this as an attribute.
   @property
-  # The base class annotates it as an attribute.
   def _default_params(  # ty: ignore[incompatible-property-override]
     self,
   ) -> Params:

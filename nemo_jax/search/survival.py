@@ -12,7 +12,7 @@ from nemo_jax.search.screening import Asked, starts
 
 
 def survive(
-  rank: Float[Array, ' 2*P'],
+  rank: Float[Array, ' rows'],
   pool: Population,
   asked: Asked,
   sizes: Int[Array, ' S'],
@@ -24,7 +24,7 @@ def survive(
   as empty.
 
   Args:
-    rank: of the pool; +inf for a row that cannot survive.
+    rank: of each row of the pool; +inf for a row that cannot survive.
     pool: [2 P, ...], the parents, then the evaluated candidates.
     asked: the candidates and all proposals.
     sizes: places of each species.

@@ -1,4 +1,7 @@
-"""Operators on a whole population: selection, crossover, mutation, survival."""
+"""Operators on a whole population: selection, crossover, mutation, survival.
+
+Rates, bounds and distribution indices are numbers, and may be traced.
+"""
 
 from typing import Any
 
@@ -47,7 +50,7 @@ def coins(key: Array, shape: tuple[int, ...]) -> Bool[Array, '...']:
 
 
 def sparse_normal(
-  key: Array, rate: float, shape: tuple[int, ...]
+  key: Array, rate: Any, shape: tuple[int, ...]
 ) -> Float[Array, '...']:
   """Random float32: standard normal with probability `rate`, else 0."""
   draw = jax.random.uniform(key, shape) / rate
@@ -65,8 +68,8 @@ def sbx(
   key: Array,
   one: Float[Array, 'P N'],
   two: Float[Array, 'P N'],
-  low: float,
-  high: float,
+  low: Any,
+  high: Any,
   eta: Any,
 ) -> Float[Array, 'P N']:
   """One child of each pair by simulated binary crossover within bounds.
@@ -104,10 +107,10 @@ def sbx(
 def polynomial_mutation(
   key: Array,
   genotype: Float[Array, 'P N'],
-  low: float,
-  high: float,
+  low: Any,
+  high: Any,
   eta: Any,
-  rate: float | None = None,
+  rate: Any = None,
 ) -> Float[Array, 'P N']:
   """The genotypes with some variables mutated, within bounds.
 

@@ -1,10 +1,11 @@
-"""Species: one file a way to search, found by its name.
+"""Species of the search, one file each, found by name.
 
 A species file defines `BUILDER`, a `SpeciesBuilder` around its function
-`make(problem, population_size, ...)`. The name of the file is the name a user
-types; what is behind a colon names the algorithm that evolves it, where there
-is a choice: `direct`, `gcn`, `gcn:Open_ES`. `nemo` and `paper` are teams of
-several. A path that ends in `.py` names a species of the user's own.
+`make(problem, population_size, ...)`. The name of the species is that of the
+file, such as `direct` or `gcn`. If a species can be evolved by several
+algorithms, a name after a colon chooses one, such as `gcn:Open_ES`. `nemo` and
+`paper` are teams of several species. A path that ends in `.py` is a species
+file of the user.
 """
 
 import inspect
@@ -15,28 +16,29 @@ from nemo_jax.core import plugins
 from nemo_jax.core.types import InputError
 from nemo_jax.search.problem import SpeciesBuilder
 
-# The team of a search unless it is told otherwise, chosen on other seeds than
-# those that experiments.compare reports; and that of arXiv 2106.07611.
+# The default team, chosen on other seeds than those that experiments.compare
+# reports.
 NEMO = ('lagrangian', 'thompson', 'priced_gcn', 'direct')
+# The team of arXiv 2106.07611.
 PAPER = ('direct', 'floor', 'gcn', 'graph_unet')
 
 
 def names() -> list[str]:
-  """The names of all species."""
+  """Names of all species of the package."""
   return plugins.names(sys.modules[__name__])
 
 
 def _takes(builder: SpeciesBuilder, option: str) -> bool:
-  """Whether its `make` has such an argument."""
+  """Whether the builder's `make` has an argument of that name."""
   return option in inspect.signature(builder.make).parameters
 
 
 def find(name: str) -> SpeciesBuilder:
-  """The builder of the species of that name.
+  """Builder of the species of that name.
 
   Raises:
-    InputError: the name, or the algorithm behind its colon, is unknown; or the
-      file is no species.
+    InputError: the name, or the algorithm after its colon, is unknown; or the
+      file does not define a `SpeciesBuilder`.
   """
   name, _, algorithm = name.partition(':')
   if not plugins.is_own(name) and name not in names():
@@ -55,8 +57,8 @@ def find(name: str) -> SpeciesBuilder:
     return builder
   if not _takes(builder, 'algorithm'):
     raise InputError(f'species {name!r} has no choice of algorithm')
-  # evosax computes while it is imported, and nothing may before
-  # `jax.distributed` has joined the processes of a run.
+  # Imported here because importing evosax initializes JAX's backend, which must
+  # not happen before `jax.distributed` has joined the processes of a run.
   from nemo_jax.search.neuroevolution import check_algorithm
 
   check_algorithm(algorithm)
@@ -64,31 +66,31 @@ def find(name: str) -> SpeciesBuilder:
 
 
 def need_prior(words: Sequence[str]) -> list[str]:
-  """Those of the species in a team that need the problem's prior."""
+  """Names of the species in a team that need the problem's prior."""
   return [name for name, builder in team(words).items() if builder.needs_prior]
 
 
 def is_blind(words: Sequence[str]) -> bool:
-  """Whether a team searches without sensitivities, as all with `paper` do."""
+  """Whether a team searches without sensitivities: whether it has `paper`."""
   return 'paper' in words
 
 
 def _without_migrants(builder: SpeciesBuilder) -> SpeciesBuilder:
-  """The species without parents from other species, as in the paper."""
+  """The builder with a migrant rate of 0, if it has one, as in the paper."""
   if not _takes(builder, 'migrant_rate'):
     return builder
   return builder.with_options(migrant_rate=0.0)
 
 
 def team(words: Sequence[str]) -> dict[str, SpeciesBuilder]:
-  """The species that words stand for, by name, in their order.
+  """Builders of the species that the words name, by name and in order.
 
   Args:
-    words: names for `find`, `nemo` or `paper`.
+    words: each a name for `find`, or the team `nemo` or `paper`.
 
   Raises:
-    InputError: a name is unknown, or there twice, or needs what `paper` does
-      without.
+    InputError: a species is unknown or named twice, or one needs a prior, which
+      a team with `paper` does not have.
   """
   members = []
   for word in words:

@@ -1,4 +1,4 @@
-"""Boltzmann chromosomes: a table of priors and temperatures per decision."""
+"""Boltzmann chromosomes: a distribution over the choices of each node."""
 
 import functools
 import itertools
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from nemo_jax.core.types import Array
 from nemo_jax.search import blocks, variation
@@ -15,27 +16,27 @@ from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 class Genotype(NamedTuple):
   """Choice ~ softmax(prior / temperature), independently at every node."""
 
-  prior: Array  # [P, N, K] float32
-  log_temperature: Array  # [P, N] float32
+  prior: Float[Array, 'P N K']
+  log_temperature: Float[Array, 'P N']
 
 
 class State(NamedTuple):
-  """Parents, run parallel to the population, and the last offspring."""
+  """Parents, one for each row of the population, and the last offspring."""
 
   parents: Genotype
   offspring: Genotype
-  rank: Array  # [P] float32, +inf where the row is not this species'
-  own: Array  # [P] bool
-  migrants: Array  # [P, N] int32, choices of the whole population
-  migrant_rank: Array  # [P] float32
+  rank: Float[Array, ' P']  # +inf in rows of other species
+  own: Bool[Array, ' P']  # the rows of this species
+  migrants: Int[Array, 'P N']  # choices of the whole population
+  migrant_rank: Float[Array, ' P']  # of the whole population
 
 
-def _sample(key: Array, logits: Array) -> Array:
-  """int32[...]: a choice for each of logits [..., K], by one draw each."""
+def _sample(key: Array, logits: Float[Array, '*s K']) -> Int[Array, ' *s']:
+  """Random choices with the probabilities softmax(logits); int32."""
   chance = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-  # Not cumsum, which XLA fuses with nothing.
+  # Not `cumsum`, which XLA does not fuse with other operations.
   sums = list(itertools.accumulate(jnp.moveaxis(chance, -1, 0)))
-  # Short of the end, beyond which there is no choice.
+  # Less than 1, so that rounding cannot give an index beyond the last choice.
   draw = jax.random.uniform(key, logits.shape[:-1], maxval=1 - 1e-6)
   draw *= sums[-1]
   return sum((below <= draw).astype(jnp.int32) for below in sums)
@@ -48,15 +49,16 @@ def make(
   migrant_rate: float = 0.3,
   std: float = 1.0,
 ) -> Species:
-  """A species of distributions, of which every offspring is a sample.
+  """Species of distributions; each offspring is sampled from its own.
 
-  EGRL (arXiv 2007.07298). As there, chromosomes are also seeded from the
-  solutions of other species: a mate may be a migrant, a member of the whole
-  population, whose chromosome is the one that would choose as it did at all
-  nodes but about two. Rates are not in the paper.
+  The Boltzmann chromosomes of EGRL (arXiv 2007.07298). As there, chromosomes
+  are also seeded from solutions of other species: the first parent may be a
+  migrant, a member of the whole population. Its chromosome is the distribution
+  whose samples differ from the migrant at about two nodes. The rates are not
+  in the paper.
 
   Args:
-    problem: what is searched.
+    problem: the problem to search.
     population_size: P.
     crossover_rate: share of the offspring that have two parents.
     migrant_rate: share of the offspring whose first parent is a migrant.
@@ -65,8 +67,8 @@ def make(
   nodes, choices = problem.allowed.shape
   number, size = blocks.divide(population_size)
   count = number * size
-  # With this prior at temperature 1 a node keeps its choice so often that two
-  # in the whole graph are drawn anew.
+  # With this prior at temperature 1, a node keeps its choice with a probability
+  # such that about two nodes of the graph change.
   stay = 1 - min(2 / nodes, 0.5)
   peak = jnp.log(stay / (1 - stay) * max(choices - 1, 1))
 
@@ -85,7 +87,7 @@ def make(
     )
 
   def cross(key, rate, one, two):
-    """Nodes of the second parent in a share `rate` of the offspring."""
+    """Uniform crossover of nodes in a share `rate` of the offspring."""
     key_row, key_node = jax.random.split(key)
     rows = jax.random.bernoulli(key_row, rate, (size, 1))
     taken = rows & variation.coins(key_node, (size, nodes))
@@ -97,7 +99,7 @@ def make(
   def mutate(key, genotype):
     key_where, key_prior, key_heat = jax.random.split(key, 3)
     where = jax.random.bernoulli(key_where, 1 / nodes, (size, nodes))
-    # One draw a chromosome serves what few nodes of it are mutated.
+    # One draw for each chromosome, because few of its nodes are mutated.
     noise = std * jax.random.normal(key_prior, (size, 1, choices))
     heat = 0.2 * jax.random.normal(key_heat, (size, 1))
     return Genotype(

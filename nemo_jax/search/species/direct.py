@@ -1,10 +1,12 @@
-"""Continuous direct search: a real vector, rounded to the nearest choice."""
+"""Direct search: real vectors, rounded to the nearest choices."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from nemo_jax.core.types import Array
 from nemo_jax.search import blocks, variation
@@ -13,44 +15,46 @@ from nemo_jax.search.problem import Population, Problem, Species, SpeciesBuilder
 
 
 class State(NamedTuple):
-  """Parents, run parallel to the population, and the last offspring."""
+  """Parents, one for each row of the population, and the last offspring."""
 
-  parents: Array  # [P, N] float32, each in [0, K - 1]
-  offspring: Array  # [Q, N] float32
-  own: Array  # [P] bool, the rows that are this species'
-  population: Population  # of all species
-  rank: Array  # [P] float32, of the population, +inf where not evaluated
+  parents: Float[Array, 'P N']  # in [0, K - 1]
+  offspring: Float[Array, 'Q N']
+  own: Bool[Array, ' P']  # the rows of this species
+  population: Population  # [P, ...], of all species
+  rank: Float[Array, ' P']  # of all species; +inf where not evaluated
 
 
 def make(
   problem: Problem,
   population_size: int,
-  rounding=jnp.round,
+  rounding: Callable[[Array], Array] = jnp.round,
   crossover_eta: int = 15,
   crossover_rate: float = 0.9,
   mutation_eta: int = 20,
   migrant_rate: float = 0.5,
   proposals: int = 256,
 ) -> Species:
-  """A species of real vectors under SBX and polynomial mutation.
+  """Species of real vectors with SBX and polynomial mutation.
 
-  NEMO's first species; the operators are those of NSGA-II with their usual
-  settings. The vector lives on the index of the choices, 0 to K - 1, which
-  for consecutive bit-widths is the paper's range of bits. Beyond the paper, a
-  parent may be a migrant, a member of another species, read as the vector in
-  the middle of its choices; and where the problem has an estimate, the first
-  generation is that of the estimate's front, mutated.
+  NEMO's first species (arXiv 2106.07611). The operators and their settings are
+  the usual ones of NSGA-II. The genotype is a real index of a choice at each
+  node, from 0 to K - 1; for consecutive bit-widths this is the paper's range
+  of bits. Two things are not in the paper. A parent may be a migrant, a member
+  of another species; its genotype is the vector in the middle of what rounds to
+  its choices. And if the problem has a prior, the first generation is the front
+  of the prior, mutated.
 
   Args:
-    problem: what is searched.
+    problem: the problem to search.
     population_size: P.
     rounding: from a real index to a whole one, `jnp.round` or `jnp.floor`.
-    crossover_eta: distribution index of SBX; large stays near the parents.
+    crossover_eta: distribution index of SBX; with a large one, children stay
+      near their parents.
     crossover_rate: share of the offspring that have two parents.
     mutation_eta: distribution index of the mutation.
-    migrant_rate: probability that a parent is drawn from all species rather
-      than from this one; 0 is the paper's species.
-    proposals: Q, how many it makes; P if that is more.
+    migrant_rate: probability that a parent is drawn from all species instead of
+      this one; 0 as in the paper.
+    proposals: proposals made in a generation, at least; P if that is larger.
   """
   nodes, choices = problem.allowed.shape
   number, size = blocks.divide(max(population_size, proposals))
@@ -76,7 +80,7 @@ def make(
     )
 
   def select(key, state):
-    """Parents of a block, won in tournaments among own or all rows."""
+    """Parents of a block, by tournaments among own rows or among all rows."""
     key_own, key_all, key_migrant = jax.random.split(key, 3)
     win = functools.partial(variation.tournament, count=size)
     rank = jnp.where(state.own, state.rank, jnp.inf)
@@ -84,7 +88,7 @@ def make(
     known = jnp.isfinite(state.rank)
     migrant = win(key_all, state.rank, known)
     vector = jnp.minimum(state.population.choices[migrant] + middle, top)
-    # A migrant that is of this species needs no reading.
+    # If the migrant is of this species, its genotype is known.
     vector = jnp.where(
       state.own[migrant][:, None], state.parents[migrant], vector
     )

@@ -1,4 +1,4 @@
-"""Floor-rounding direct search: biased to compression."""
+"""Direct search with rounding down, which is biased to compression."""
 
 import jax.numpy as jnp
 
@@ -9,10 +9,16 @@ from nemo_jax.search.species import direct
 def make(
   problem: Problem, population_size: int, migrant_rate: float = 0.5
 ) -> Species:
-  """NEMO's second species: `direct`, but rounded down to the choice below.
+  """Species as `direct`, but rounded down: NEMO's second species.
 
-  The highest choice is a single point at the end of the range, so that it is
-  almost never taken: the species is biased to compression, as in the paper.
+  The highest choice is then a single point at the end of the range and is
+  almost never taken. The species is biased to compression, as in the paper
+  (arXiv 2106.07611).
+
+  Args:
+    problem: the problem to search.
+    population_size: P.
+    migrant_rate: see `direct.make`.
   """
   return direct.make(
     problem, population_size, rounding=jnp.floor, migrant_rate=migrant_rate

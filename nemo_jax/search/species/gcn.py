@@ -1,4 +1,4 @@
-"""A GCN over the problem's graph, its weights evolved."""
+"""Neuroevolution of a graph convolutional network over the problem's graph."""
 
 from nemo_jax.search import neuroevolution, policies
 from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
@@ -10,7 +10,16 @@ def make(
   algorithm: str = 'SSNE',
   hidden: int = 8,
 ) -> Species:
-  """One of NEMO's species of networks; see `neuroevolution.make`."""
+  """Species of weights of a GCN; see `neuroevolution.make`.
+
+  One of NEMO's species (arXiv 2106.07611).
+
+  Args:
+    problem: the problem to search.
+    population_size: P.
+    algorithm: one of `neuroevolution.algorithms()`.
+    hidden: features of the hidden layers.
+  """
   network = policies.GCN(problem.allowed.shape[1], hidden)
   policy = neuroevolution.most_likely(problem, network)
   return neuroevolution.make(policy, population_size, algorithm)

@@ -1,33 +1,31 @@
-"""Prices for the costs and factors on the sensitivities, evolved."""
+"""Evolved Lagrange multipliers of the costs and factors on the losses."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from nemo_jax.core.types import Array
 from nemo_jax.search import blocks, variation
 from nemo_jax.search import prior as prior_lib
 from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
-# Of what a problem may lack; see `prior_lib.of`.
-NEEDS_ESTIMATE = True
-
 
 class Genotype(NamedTuple):
-  """What decides a configuration, together with the problem's estimate."""
+  """Parameters of the Lagrangian relaxation; see `prior.cheapest`."""
 
-  log_prices: Array  # [..., C] float32
-  log_factors: Array  # [..., N] float32, of the estimated loss at each node
+  log_prices: Float[Array, '*s C']  # of the Lagrange multipliers of the costs
+  log_factors: Float[Array, '*s N']  # on the prior's losses at each node
 
 
 class State(NamedTuple):
-  """Parents, run parallel to the population, and the last offspring."""
+  """Parents, one for each row of the population, and the last offspring."""
 
   parents: Genotype  # [P, ...] each
   offspring: Genotype  # [Q, ...] each
-  rank: Array  # [P] float32, +inf where the row is not this species'
-  own: Array  # [P] bool
+  rank: Float[Array, ' P']  # +inf in rows of other species
+  own: Bool[Array, ' P']  # the rows of this species
 
 
 def make(
@@ -40,26 +38,26 @@ def make(
   factor_rate: float = 0.1,
   proposals: int = 256,
 ) -> Species:
-  """A species that corrects the estimate by what is measured.
+  """Species of Lagrangian relaxations of the prior, with corrected losses.
 
-  A genotype is one price for each cost and one factor on the estimated loss at
-  each node; its solution is the cheapest choice at every node, all pairs
-  included (see `prior_lib.cheapest`). The first generation has factors of one
-  and prices at random, which is the front of a knapsack on the sensitivities.
+  A genotype is a price, the Lagrange multiplier of each cost, and a factor on
+  the prior's losses at each node. Its configuration is the optimum of
+  `prior.cheapest`. The first generation has factors of one and random prices:
+  the front of a knapsack on the sensitivities.
 
   Args:
-    problem: what is searched; it has an estimate.
+    problem: the problem to search, with a prior.
     population_size: P.
-    fresh_rate: share of the offspring that have new prices, at random, and
-      factors as inherited; the others mutate both.
+    fresh_rate: share of the offspring with new, random prices and inherited
+      factors; in the others, both are mutated.
     crossover_rate: share of the offspring that have two parents.
-    price_std: of the noise on the logarithm of inherited prices.
-    factor_std: of the noise on the logarithm of a factor.
-    factor_rate: share of the factors that it is added to.
-    proposals: Q, how many it makes; P if that is more.
+    price_std: of the noise on the logarithms of inherited prices.
+    factor_std: of the noise on the logarithms of factors.
+    factor_rate: share of the factors that are mutated.
+    proposals: proposals made in a generation, at least; P if that is larger.
 
   Raises:
-    InputError: the problem has no estimate.
+    InputError: the problem has no prior, or one without costs.
   """
   market = prior_lib.market(problem)
   nodes = problem.allowed.shape[0]

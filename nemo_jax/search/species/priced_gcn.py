@@ -1,4 +1,4 @@
-"""A GCN that corrects the sensitivities, given prices; its weights evolved."""
+"""Neuroevolution of a GCN that corrects the prior's losses, given prices."""
 
 import jax
 import jax.numpy as jnp
@@ -8,34 +8,34 @@ from nemo_jax.search import neuroevolution, policies
 from nemo_jax.search import prior as prior_lib
 from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
-# Of what a problem may lack; see `prior_lib.of`.
-NEEDS_ESTIMATE = True
-
 
 def correct(
   network: policies.GCN, problem: Problem, learned: PyTree | None = None
 ) -> neuroevolution.Policy:
-  """What is cheapest once a network has corrected the estimated losses.
+  """Policy of a Lagrangian relaxation whose losses a network corrects.
 
-  The network reads the graph with the logarithms of the prices at every node,
-  and gives each node the logarithm of a factor on its losses. One network so is
-  a whole front, and serves other problems with the same features and costs. It
-  begins with factors of one, which is the knapsack's front.
+  Prices are Lagrange multipliers of the costs, and part of the weights. The
+  network reads the graph, with the logarithms of the prices as further features
+  of every node, and returns the logarithm of a factor on each node's losses.
+  The choices are the optimum of `prior.cheapest`. With other prices the same
+  network gives other points of a front, and it can be used for other problems
+  with the same features and costs. Initially all factors are one, which gives
+  the front of a knapsack on the sensitivities.
 
   Args:
-    network: with one output a node.
-    problem: what is searched; it has an estimate.
-    learned: weights of networks, [L, ...] each, from a search on a problem with
-      the same features and costs; one of them, at random, is where a network
-      begins.
+    network: a GCN with one output for each node.
+    problem: the problem to search, with a prior.
+    learned: weights of L networks, arrays [L, ...], from a search on a problem
+      with the same features and costs. A network starts from a random one of
+      them; from new weights if absent.
 
   Raises:
-    InputError: the problem has no estimate.
+    InputError: the problem has no prior, or one without costs.
   """
   market = prior_lib.market(problem)
   graph = policies.undirected(jax.device_get(problem.graph))
 
-  # Prices are logarithms, in units of what is usual for this problem.
+  # Prices are logarithms, relative to the usual prices of this problem.
   read = lambda prices: graph._replace(globals=prices / 5)
 
   def start(key):
@@ -70,10 +70,17 @@ def make(
   hidden: int = 8,
   learned: PyTree | None = None,
 ) -> Species:
-  """A species of networks and prices; see `correct`, also for `learned`.
+  """Species of networks with prices; see `correct` and `neuroevolution.make`.
+
+  Args:
+    problem: the problem to search, with a prior.
+    population_size: P.
+    algorithm: one of `neuroevolution.algorithms()`.
+    hidden: features of the hidden layers.
+    learned: see `correct`.
 
   Raises:
-    InputError: the problem has no estimate.
+    InputError: the problem has no prior, or one without costs.
   """
   policy = correct(policies.GCN(1, hidden), problem, learned)
   return neuroevolution.make(policy, population_size, algorithm)

@@ -1,25 +1,23 @@
-"""The estimate, corrected by all that was measured, at prices at random."""
+"""Thompson sampling: optima under draws from the surrogate's posterior."""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from nemo_jax.core.types import Array, InputError
-from nemo_jax.search import blocks, surrogate
+from nemo_jax.search import blocks, gaussian_process
 from nemo_jax.search import prior as prior_lib
 from nemo_jax.search.problem import Problem, Species, SpeciesBuilder
 
-# Of what a problem may lack; see `prior_lib.of`.
-NEEDS_ESTIMATE = True
-
 
 class State(NamedTuple):
-  """What the species believes, and how much it has to propose."""
+  """Draws from the posterior, and the size of the species."""
 
-  factors: Array  # [D, N, K] float32, draws of factors on estimated losses
-  places: Array  # int32[], of the population, that are this species' own
+  factors: Float[Array, 'D N K']  # D draws of factors on the prior's losses
+  places: Int[Array, '']  # int32, rows of the population of this species
 
 
 def make(
@@ -28,21 +26,21 @@ def make(
   draws: int = 16,
   proposals: int = 256,
 ) -> Species:
-  """A species without genotypes: what a surrogate believes to be the front.
+  """Species without genotypes that samples from the surrogate's posterior.
 
-  Thompson sampling: factors on the estimated losses are drawn from what the
-  surrogate has learned (see `surrogate.draw_factors`), and what is cheapest by
-  each draw is proposed, at prices at random.
+  Factors on the prior's losses are drawn from the posterior, see
+  `gaussian_process.draw_factors`. The proposals are the optima of
+  `prior.cheapest` for these factors and random prices.
 
   Args:
-    problem: what is searched; it has an estimate.
+    problem: the problem to search, with a prior.
     population_size: P.
-    draws: of factors in a generation.
-    proposals: Q, how many it makes; P if that is more.
+    draws: D, of factors in a generation.
+    proposals: proposals made in a generation, at least; P if that is larger.
 
   Raises:
-    InputError: the problem has no estimate; or, when it is told, the search no
-      surrogate.
+    InputError: the problem has no prior, or one without costs; or, in `tell`,
+      the search has no surrogate.
   """
   market = prior_lib.market(problem)
   number, size = blocks.divide(max(population_size, proposals))
@@ -69,8 +67,8 @@ def make(
   def tell(key, state, feedback):
     if feedback.learned is None:
       raise InputError('thompson needs a surrogate, from which it learns')
-    drawn = surrogate.draw_factors(key, problem, feedback.learned, draws)
-    # Where all evaluations failed nothing is learned.
+    drawn = gaussian_process.draw_factors(key, problem, feedback.learned, draws)
+    # If all evaluations failed, the last draws are kept.
     known = jnp.any(feedback.learned.known)
     places = jnp.sum(feedback.own, dtype=jnp.int32)
     return State(jnp.where(known, drawn, state.factors), places)
