@@ -1,1 +1,1 @@
-"""What is claimed of speed, against others and in one run."""
+"""Benchmarks of speed, accuracy and robustness, some against other tools."""

@@ -1,10 +1,10 @@
-"""Candidates a second, one after another and several at once.
+"""Candidates per second, evaluated one after another or several at once.
 
   python -m benchmarks.candidates --workload=mobilenet_v2 --size=96
 
-`vmap` over candidates makes the weights of a convolution differ within a batch,
-which turns it into a grouped one; whether that pays is a matter of the backend.
-Weights and images are random.
+Under `vmap` over candidates the weights of a convolution differ within a batch,
+which makes it a grouped convolution. Whether this is faster depends on the
+backend. Weights and images are random.
 """
 
 import functools
@@ -21,15 +21,15 @@ from nemo_jax.tasks import mixed_precision
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workload', 'cifar10_resnet20', 'network')
-flags.DEFINE_integer('images', 32, 'that score a candidate', 1)
+flags.DEFINE_integer('images', 32, 'images that score a candidate', 1)
 flags.DEFINE_integer('size', None, "sides of an image; the network's if absent")
-flags.DEFINE_integer('candidates', 8, 'of one measurement', 1)
+flags.DEFINE_integer('candidates', 8, 'candidates of one measurement', 1)
 flags.DEFINE_list('at_once', ['1', '2', '4', '8'], 'candidates under one vmap')
 flags.DEFINE_integer('repeats', 5, 'measurements', 1)
 
 
 def run() -> None:
-  """The benchmark."""
+  """Measures and prints the table."""
   network = workloads.network(FLAGS.workload, FLAGS.size)
   variables = measure.draw_variables(network.variables)
   draw = np.random.default_rng(0)

@@ -1,13 +1,13 @@
-"""Images a second of a quantized network, beside what others make of it.
+"""Images per second of a quantized network, beside other implementations.
 
   python -m benchmarks.evaluator --workload=mobilenet_v2
 
-measures, in turns and in one process, the quantized network as a search runs it
-(8 bits, weights quantized anew for every candidate), its float twin, the plain
-Flax module, PyTorch's float forward pass and PyTorch's own fake-quantize
-modules, both eager and channels-last. On an accelerator it is the quantized
-network without kernels of our own and the Flax module in float32 and in
-bfloat16 instead, and what the chip reaches in products of matrices and in
+measures in turns, in one process, the quantized network as a search runs it (8
+bits, with weights quantized for every candidate), the same network in float,
+the Flax module, PyTorch's float forward pass and PyTorch's fake-quantize
+modules, both eager and channels-last. On an accelerator it measures the
+quantized network, the same without this project's kernels, and the Flax module
+in float32 and in bfloat16; and the rates of the chip in matrix products and in
 copies. Weights and images are random.
 """
 
@@ -37,19 +37,19 @@ flags.DEFINE_enum(
   'workload', 'mobilenet_v2', list(torch_quantization.NETWORKS), 'network'
 )
 flags.DEFINE_integer('images', 64, 'images of one measurement', 1)
-flags.DEFINE_integer('batch', 16, 'of them at once', 1)
+flags.DEFINE_integer('batch', 16, 'images at once', 1)
 flags.DEFINE_integer('size', 224, 'sides of an image', 1)
 flags.DEFINE_integer('repeats', 7, 'measurements', 1)
 flags.DEFINE_multi_enum(
   'contestants',
   None,
   sorted({name for names in CONTESTANTS.values() for name in names}),
-  "who runs; those of the backend's kind if absent",
+  'implementations that are measured; those for the backend if absent',
 )
 
 
 def torch_runner(images: np.ndarray, fake: bool):
-  """A function that shows PyTorch's network all the images."""
+  """A function that runs PyTorch's network on all images."""
   model = torch_models.randomized(torch_quantization.NETWORKS[FLAGS.workload]())
   pixels = torch.from_numpy(images.astype(np.float32) / 255)
   pixels = pixels.permute(0, 3, 1, 2)  # channels-last in memory
@@ -77,14 +77,14 @@ def in_bfloat16(variables, pixels):
 
 
 def jax_runner(apply, *arguments):
-  """A function that runs a compiled one to its end."""
-  # A new function, for one that was traced before would not be traced again.
+  """A function that runs a compiled function and blocks until it has ended."""
+  # A new function, since JAX would not trace the same one again.
   program = jax.jit(lambda *x: apply(*x)).lower(*arguments).compile()
   return lambda: jax.block_until_ready(program(*arguments))
 
 
 def run() -> None:
-  """The benchmark."""
+  """Measures and prints the table."""
   network = workloads.network(FLAGS.workload, FLAGS.size)
   variables = jax.device_put(measure.draw_variables(network.variables))
   shape = FLAGS.images, FLAGS.size, FLAGS.size, 3

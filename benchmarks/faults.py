@@ -1,20 +1,21 @@
-"""What becomes of damaged files: every one is noticed, or changes nothing.
+"""Damages files of runs: each damage has to be found, or to change nothing.
 
   python -m benchmarks.faults --damages=1000 --seed=0
 
-makes a finished search and a half-finished one of two workloads, with all that
-they read: caches, compiled programs, weights, and images. Then one file at a
-time is damaged (a byte changed, the end cut off, or deleted), and the command
-of the search is given again. It prints how often each of these came out:
+makes a finished and a half-finished search of two workloads, with all the files
+that they read: caches, compiled programs, weights and images. Then it damages
+one file at a time (a byte is changed, the end is cut off, or the file is
+deleted) and repeats the command of the search. It prints the number of each
+outcome:
 
   equal               the same front, byte for byte
   rebuilt             the same front, after a warning
   refused             one line, and exit status 1
   silent difference   another front
-  traceback           anything else that ended it
+  traceback           any other error
   hang                no end within --patience seconds
 
-and exits with status 1 if any of the last three did.
+and exits with status 1 if there is any of the last three.
 """
 
 import collections
@@ -38,10 +39,10 @@ from experiments.launch import launch
 from nemo_jax import workloads
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer('damages', 1000, 'how many', 1)
-flags.DEFINE_integer('seed', 0, 'of what is damaged, and how')
-flags.DEFINE_integer('workers', 1, 'searches at a time', 1)
-flags.DEFINE_integer('patience', 600, 'seconds of a search that hangs', 1)
+flags.DEFINE_integer('damages', 1000, 'number of damages', 1)
+flags.DEFINE_integer('seed', 0, 'seed of the choice of damages')
+flags.DEFINE_integer('workers', 1, 'searches at the same time', 1)
+flags.DEFINE_integer('patience', 600, 'seconds after which a search hangs', 1)
 
 BAD = ('silent difference', 'traceback', 'hang')
 GENERATIONS = 4
@@ -76,13 +77,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def warnings_of(ending: Ending) -> int:
-  """How often a search said that something was wrong."""
+  """Number of warnings in the output of a search."""
   said = ending.output + ending.errors
   return said.lower().count('warning') + said.count('damaged')
 
 
 def run(server: Server, folder: pathlib.Path, case: str) -> Ending:
-  """How the search of a case ends in a folder."""
+  """Ending of the search of a case in a folder."""
   return server.run(folder, [*COMMON, *COMMANDS[case]], FLAGS.patience)
 
 
@@ -122,9 +123,9 @@ def make_data(folder: pathlib.Path) -> None:
 
 
 def make_runs(server: Server, folder: pathlib.Path) -> dict[str, Ending]:
-  """Finished and half-finished runs, with all they read; how they end again.
+  """Makes finished and half-finished runs; returns endings of repeated runs.
 
-  Searches run in `live` alone: what caches are named by depends on the path.
+  All searches run in `live`, since names in caches depend on the path.
   """
   live, endings = folder / 'live', {}
   live.mkdir(parents=True)
@@ -134,7 +135,7 @@ def make_runs(server: Server, folder: pathlib.Path) -> dict[str, Ending]:
     if first.status != 0:
       raise RuntimeError(f'{case} fails undamaged: {first.errors}')
     shutil.copytree(live / 'run', folder / case / 'finished')
-    # As a kill leaves it that comes before the last checkpoint.
+    # The files that there are after a kill before the last checkpoint.
     half = folder / case / 'half'
     ended = 'front.json', 'bank.npz', '*.png', str(GENERATIONS)
     keep_out = shutil.ignore_patterns(*ended)
@@ -147,7 +148,7 @@ def make_runs(server: Server, folder: pathlib.Path) -> dict[str, Ending]:
 
 
 def damage(folder: pathlib.Path, draw: random.Random) -> str:
-  """Damages one file of a folder; says which, and how."""
+  """Damages a file of a folder; returns a description of the damage."""
   files = sorted(p for p in folder.rglob('*') if p.is_file())
   groups = sorted({path.parent for path in files})
   group = draw.choice(groups)
@@ -165,7 +166,13 @@ def damage(folder: pathlib.Path, draw: random.Random) -> str:
 
 
 def classify(ending: Ending, usual: Ending, equal: bool) -> str:
-  """One of the outcomes above."""
+  """The outcome, as listed above, of an ending.
+
+  Args:
+    ending: after the damage.
+    usual: without damage.
+    equal: whether the fronts are the same.
+  """
   if ending.status is None:
     return 'hang'
   if ending.status == 1:
@@ -183,7 +190,7 @@ def classify(ending: Ending, usual: Ending, equal: bool) -> str:
 def one(
   server: Server, folder: pathlib.Path, usual: dict, number: int
 ) -> tuple[str, str]:
-  """The outcome of one damage, and a line that says what was done."""
+  """The outcome of one damage, and a line that describes it."""
   draw = random.Random(f'{FLAGS.seed} {number}')
   case, stage = draw.choice([*COMMANDS]), draw.choice(['finished', 'half'])
   live = folder / 'live'
@@ -202,7 +209,7 @@ def one(
 
 
 def work(root: pathlib.Path, worker: int) -> collections.Counter:
-  """Every so many of the damages; prints those that came out badly."""
+  """Outcomes of a worker's share of the damages; prints those that are bad."""
   folder, counts = root / str(worker), collections.Counter()
   server = Server('search', ROOT)
   usual = make_runs(server, folder)
@@ -219,7 +226,7 @@ def work(root: pathlib.Path, worker: int) -> collections.Counter:
 
 
 def main() -> None:
-  """The harness."""
+  """Damages files and prints the outcomes."""
   counts = collections.Counter()
   with tempfile.TemporaryDirectory(prefix='faults-') as name:
     root = pathlib.Path(name)

@@ -1,11 +1,11 @@
-"""Bad flags: each experiment refuses them in one line that names the flag.
+"""Tries bad flags: each has to be refused in one line that names the flag.
 
   python -m benchmarks.flags --combinations=500
 
-gives every experiment flags of the wrong type, sign, size and more, one or two
-at a time. Each combination is tried in a process of its own, up to where the
-experiment has checked its flags; so nothing is trained. Exits with 1 if any is
-not refused, or in another way.
+gives every experiment flags of a wrong type, sign, size and more, one or two at
+a time. Each combination is tried in its own process, which ends when the
+experiment has checked its flags. Exits with status 1 if a combination is not
+refused, or is refused in another way.
 """
 
 import argparse
@@ -41,7 +41,7 @@ EXPERIMENTS = (
 SECONDS = 120.0  # after which a process hangs
 _LONG = 'x' * 5000
 
-# By what absl calls the syntax of a flag, and by what is wrong.
+# Bad values by the syntax of a flag in absl, and by what is wrong with them.
 _BAD = {
   'a whole number': {
     'type': ('x', '1.5', '1e3', '0x10', '1_0', 'None', '[2]', '2,3'),
@@ -99,7 +99,8 @@ _BAD = {
     'control': ('true\n', 'a\nb'),
   },
 }
-# Flags that are wrong together, or for the digits; the first is to be named.
+# Flags that are wrong together, or for the digits; the message has to name the
+# first.
 _TOGETHER = {
   'search': (
     '--population=7',
@@ -181,18 +182,18 @@ _TOGETHER = {
 
 
 def _bad_values(flag) -> dict | None:
-  """What is wrong for a flag, by kind; None where any text may be right."""
+  """Bad values of a flag, by kind; None if any text may be right."""
   if flag.name in ('coordinator', 'dataset'):
     return None
   if flag.boolean:
     return _BAD['true or false']
-  # Of words that absl checks there is no syntax.
+  # Flags whose words absl checks have no syntax.
   syntax = flag.parser.syntactic_help.split(' from ')[0]
   return _BAD.get(syntax, _BAD['a word'])
 
 
 def _draw(module, name: str, draw: random.Random):
-  """What is wrong, flags, and those of which one is to be named."""
+  """Kind of error, flags, and those of which the message has to name one."""
   dice = draw.random()
   if dice < 0.15:
     words = draw.choice(_TOGETHER[name]).split()
@@ -216,7 +217,7 @@ def _draw(module, name: str, draw: random.Random):
 
 
 def _run_here(check, words: list[str]) -> None:
-  """Checks flags as the command would, and ends the process."""
+  """Checks flags as the command does, and ends the process."""
   code = 0
   try:
     sys.argv = ['experiment', *words]
@@ -256,7 +257,7 @@ def _attempt(check, words: list[str]) -> tuple[int | None, str]:
 
 
 def _judge(code: int | None, output: str, named: list[str]) -> str:
-  """`refused`, or what is not as it should be."""
+  """`refused`, or what is wrong with the refusal."""
   if code is None:
     return 'hangs'
   if 'Traceback' in output:
@@ -275,7 +276,7 @@ def _judge(code: int | None, output: str, named: list[str]) -> str:
 def attack(name: str, count: int, seed: int) -> None:
   """Prints a line of JSON for each of `count` combinations."""
   module = importlib.import_module(f'experiments.{name}')
-  # Once, and not in every process.
+  # Imported once, before the forks.
   for workload in workloads.names():
     importlib.import_module(f'nemo_jax.workloads.{workload}')
   draw = random.Random(f'{name} {seed}')
@@ -294,7 +295,7 @@ def attack(name: str, count: int, seed: int) -> None:
 
 
 def _start(name: str, count: int, seed: int) -> list:
-  """What `attack` prints, of a process that has no JAX backend yet."""
+  """Lines of `attack`, from a new process that has no JAX backend yet."""
   command = [sys.executable, '-m', 'benchmarks.flags', f'--experiment={name}']
   done = subprocess.run(
     [*command, f'--combinations={count}', f'--seed={seed}'],
@@ -307,7 +308,7 @@ def _start(name: str, count: int, seed: int) -> list:
 
 
 def main() -> None:
-  """Attacks all experiments and prints counts by what was wrong."""
+  """Attacks all experiments and prints counts by kind of error."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--combinations', type=int, default=500)
   parser.add_argument('--seed', type=int, default=0)

@@ -1,11 +1,11 @@
-"""Experiments in forks of a process that has imported them, which takes long.
+"""Runs experiments in forks of a process that has imported them already.
 
   python -m benchmarks.forks search
 
 reads JSON objects, one a line, with `folder`, `words` (flags), `output` and
 `errors` (files), and answers each with the process id of the fork and, when it
-has ended, its exit status. No fork knows of another: nothing was computed
-before.
+has ended, its exit status. Forks save the time of the imports, and are
+independent: the process that forks computes nothing.
 """
 
 import importlib
@@ -24,13 +24,13 @@ from experiments.launch import launch
 class Ending(NamedTuple):
   """How an experiment ended."""
 
-  status: int | None  # None if it did not
+  status: int | None  # None if it did not end
   output: str
   errors: str
 
 
 def _run(module, folder, words, output, errors) -> None:
-  """The experiment, in place of this process."""
+  """Runs the experiment and ends this process."""
   os.chdir(folder)
   for number, path in ((1, output), (2, errors)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -45,7 +45,7 @@ def _run(module, folder, words, output, errors) -> None:
       print(error.code, file=sys.stderr)
     else:
       code = error.code or 0
-  except BaseException:  # what Python prints at the end of a process
+  except BaseException:  # printed as Python does at the end of a process
     traceback.print_exc()
   sys.stdout.flush()
   sys.stderr.flush()
@@ -55,7 +55,7 @@ def _run(module, folder, words, output, errors) -> None:
 def serve(name: str) -> None:
   """Runs an experiment for each line of the input."""
   module = importlib.import_module(f'experiments.{name}')
-  # JAX warns of forks; nothing has been computed yet.
+  # JAX warns of forks, but nothing has been computed yet.
   warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
   for line in sys.stdin:
     child = os.fork()
@@ -67,11 +67,11 @@ def serve(name: str) -> None:
 
 
 class Server:
-  """The other end of `serve`."""
+  """A process with `serve`."""
 
   def __init__(self, name: str, root: os.PathLike):
-    """Starts a process for an experiment; `root` is that of the project."""
-    # Compiled programs are to lie in the cache of the run.
+    """Starts the process for an experiment; `root` is the project's folder."""
+    # Without JAX's variables: compiled programs belong in the run's cache.
     own = {k: x for k, x in os.environ.items() if 'CACHE' not in k}
     self.process = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.forks', name],
@@ -83,7 +83,7 @@ class Server:
     )
 
   def run(self, folder, words, patience: float) -> Ending:
-    """How an experiment ends in a folder, if it does within some seconds."""
+    """Ending of an experiment in a folder; it is killed after `patience` s."""
     paths = [os.path.join(folder, f'.{name}') for name in ('out', 'err')]
     order = {'folder': os.fspath(folder), 'words': list(words)}
     order |= dict(zip(('output', 'errors'), paths, strict=True))

@@ -1,13 +1,13 @@
-"""Milliseconds of a generation of all species when evaluation costs nothing.
+"""Milliseconds of a generation of all species with a trivial evaluation.
 
   python -m benchmarks.generation
   python -m benchmarks.generation --workload=cifar10_resnet20 --population=60
   python -m benchmarks.generation --species=nemo
 
-The graph is that of the network, traced; objectives are sums over a random
-table, which species that need an estimate know. Beside the whole generation it
-prints what each species takes to propose, and what one evaluation may cost for
-all of this to stay below 5 %.
+The graph is that of a traced network. Objectives are sums over a random table,
+which is also the prior of species that need one. It prints the time of a whole
+generation, the time in which each species makes its proposals, and the time of
+one evaluation from which on the search takes less than 5 %.
 """
 
 import jax
@@ -24,17 +24,19 @@ from nemo_jax.search.problem import Prior, Problem
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workload', 'resnext101_32x8d', 'network')
-flags.DEFINE_integer('population', 1000, 'places', 2)
+flags.DEFINE_integer('population', 1000, 'evaluations a generation', 2)
 flags.DEFINE_integer('repeats', 9, 'measurements', 1)
 flags.DEFINE_list(
-  'species', ['direct', 'floor', 'gcn', 'graph_unet', 'boltzmann'], 'searchers'
+  'species',
+  ['direct', 'floor', 'gcn', 'graph_unet', 'boltzmann'],
+  'species of the team',
 )
 WIDTHS = 7
 WARM_UP = 3
 
 
 def table_problem() -> Problem:
-  """The choices at the network's quantizers, priced by a table."""
+  """Problem over the network's quantizers with random additive objectives."""
   structure = transform.inspect(
     *workloads.network(FLAGS.workload), extra_ops=('add', 'pool')
   )
@@ -45,7 +47,7 @@ def table_problem() -> Problem:
   total = lambda prices, row: prices[jnp.arange(nodes), row].sum(axis=0)
   none = np.zeros((0, WIDTHS, WIDTHS, 2), np.float32)
   pairs = np.zeros((0, 2), np.int32)
-  # A loss is not negative.
+  # Shifted, since a loss is not negative.
   prior = Prior(prices[..., 0] + 10, prices[..., 1:], pairs, none)
   return Problem(
     graph=structure.sequential_graph,
@@ -61,7 +63,7 @@ def table_problem() -> Problem:
 
 
 def run() -> None:
-  """The benchmark."""
+  """Measures and prints the times."""
   problem, places = table_problem(), FLAGS.population
   key = jax.random.key(0)
   team = species.team(FLAGS.species)

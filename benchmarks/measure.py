@@ -1,4 +1,4 @@
-"""Times of several things, taken in turn, as ratios with medians."""
+"""Times of several functions, measured in turns, and their ratios."""
 
 import importlib
 import time
@@ -13,7 +13,7 @@ from nemo_jax.workloads import _pretrained
 
 
 def recipe(workload: str) -> _pretrained.Recipe:
-  """The Flax module of a workload, and where its weights are."""
+  """The recipe of a workload, with its Flax module and URL of weights."""
   return importlib.import_module(f'nemo_jax.workloads.{workload}').RECIPE
 
 
@@ -34,9 +34,10 @@ def draw_variables(shapes):
 def times(
   contestants: dict[str, Callable[[], object]], repeats: int
 ) -> dict[str, np.ndarray]:
-  """Seconds of every call, [repeats] each, after one call to warm up.
+  """Seconds [repeats] of the calls of each function, after a first call.
 
-  All take turns, so that what else the machine does meets all of them.
+  Functions are called in turns, so that other load of the machine affects all
+  of them alike.
   """
   found = {name: [] for name in contestants}
   rounds = [*contestants.items()] * (repeats + 1)
@@ -51,9 +52,10 @@ def times(
 
 
 def chip() -> tuple[float, float]:
-  """What a device reaches: bfloat16 FLOP and bytes copied, both a second.
+  """Rates of a device: bfloat16 FLOP/s, and bytes copied per second.
 
-  Of products of 8,192 x 8,192 numbers, and of reading and writing 4 GiB.
+  Measured on products of 8,192 x 8,192 matrices, and on reading and writing 4
+  GiB.
   """
   size, floats = 2**13, 2**30
   matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
@@ -74,13 +76,15 @@ def chip() -> tuple[float, float]:
 def table(
   found: dict[str, np.ndarray], first: str, unit: str, amount: float
 ) -> str:
-  """Rates, and how many times as fast the first is: median and quartiles.
+  """Markdown table of rates, and factors by which the first is faster.
+
+  A factor is a median with quartiles.
 
   Args:
     found: from `times`.
-    first: the contestant that the others are compared with.
-    unit: of what is counted.
-    amount: how much of it one call does.
+    first: name of the function that the others are compared with.
+    unit: name of what is counted.
+    amount: how many units one call does.
   """
   lines = [f'| | {unit} a second | {first} is faster by |', '|---|---|---|']
   for name, seconds in found.items():

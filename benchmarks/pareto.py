@@ -1,9 +1,9 @@
-"""Non-dominated rank and hypervolume, beside moocore's C and pymoo's.
+"""Times of non-dominated rank and hypervolume, beside moocore and pymoo.
 
   python -m benchmarks.pareto
 
-prints for each number of points how many times as long they take, and what
-memory the compiled rank needs.
+prints the ratios of times for each number of points, and the memory that the
+compiled rank needs.
 """
 
 import jax
@@ -18,20 +18,24 @@ from experiments.launch import launch
 from nemo_jax import pareto
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list('rank_points', ['100', '1000', '10000', '100000'], 'sizes')
-flags.DEFINE_list('volume_points', ['100', '1000', '10000'], 'sizes')
+flags.DEFINE_list(
+  'rank_points', ['100', '1000', '10000', '100000'], 'points to rank'
+)
+flags.DEFINE_list(
+  'volume_points', ['100', '1000', '10000'], 'points of a hypervolume'
+)
 flags.DEFINE_integer('repeats', 15, 'measurements', 1)
 
 
 def jitted(function, *arguments):
-  """The compiled function as one without arguments; and itself."""
+  """The compiled function on its arguments, as a call without; and itself."""
   program = jax.jit(function).lower(*arguments).compile()
   arguments = jax.device_put(arguments)
   return lambda: jax.block_until_ready(program(*arguments)), program
 
 
 def run() -> None:
-  """The benchmark."""
+  """Measures and prints the tables."""
   draw = np.random.default_rng(0)
   for count in map(int, FLAGS.rank_points):
     points = draw.random((count, 3)).astype(np.float32)
@@ -50,7 +54,7 @@ def run() -> None:
     print(measure.table(found, 'nemo_jax', 'points', count))
   for count in map(int, FLAGS.volume_points):
     points = np.abs(draw.normal(size=(count, 3)))
-    # On a sphere, so that none is dominated.
+    # Points on a sphere, so that none is dominated.
     points = 1 - points / np.linalg.norm(points, axis=1, keepdims=True)
     points = points.astype(np.float32)
     ours, _ = jitted(pareto.hypervolume, points, jnp.ones(3))

@@ -1,20 +1,21 @@
-"""The same configurations, quantized by others and by this project.
+"""Accuracies of the same configurations, quantized by others and by us.
 
   python -m benchmarks.peers --workload=mobilenet_v2 --data=TRAIN \
     --validation=VALIDATION
 
 prints top-1 accuracies on the same validation images, with the same weights,
-ranges from the same calibration images, and the same operands quantized: the
-weight and the input of every convolution and dense layer, the first and the
-last included. No batch norm is folded, which changes no range of weights that
-have one for each channel.
+the same calibration images and the same quantized operands: the weight and the
+input of every convolution and dense layer, with the first and the last. Batch
+norms are not folded, which changes no range of weights that have one for each
+channel.
 
 `torch` is PyTorch's fake quantization with a `HistogramObserver` for inputs and
 a `PerChannelMinMaxObserver` for weights. `qwix` is Qwix's static quantization
-by its `PtqProvider`, after a pass of its `QtProvider`: weights symmetric for
-each channel; inputs from the mean least to the mean greatest value of an image,
-at other widths than 4 and 8, for which it has no zero points, symmetric. It
-wants a convolution's weight and input to have the same width.
+by its `PtqProvider`, after a pass of its `QtProvider`. Weights are symmetric
+with a range for each channel. Ranges of inputs go from the mean minimum to the
+mean maximum of an image; at widths other than 4 and 8, for which Qwix has no
+zero points, they are symmetric. Weight and input of a convolution must have the
+same width.
 """
 
 import copy
@@ -48,7 +49,7 @@ flags.adopt_module_key_flags(shared)
 
 Widths = dict[str, tuple[int, int]]  # of weight and input, by layer
 Logits = Callable[[np.ndarray], Array]  # of uint8 images
-# What a peer makes of widths, or of None, which is float; None if it cannot.
+# From widths, or None for float, to a network; None if a peer cannot do it.
 Peer = Callable[[Widths | None], Logits | None]
 
 CONFIGURATIONS = {
@@ -62,7 +63,7 @@ CONFIGURATIONS = {
 
 
 def widths_of(word: str, layers: Sequence[Operation]) -> Widths | None:
-  """The widths that a key of CONFIGURATIONS stands for."""
+  """Widths of a key of CONFIGURATIONS; None for float."""
   if word == 'float':
     return None
   if word.isdecimal():
@@ -77,7 +78,7 @@ def widths_of(word: str, layers: Sequence[Operation]) -> Widths | None:
 def bits_of(
   widths: Widths | None, layers: Sequence[Operation], quantizers
 ) -> np.ndarray:
-  """int32[N]: widths by quantizer; layers that share an input agree on it."""
+  """int32[N]: widths by quantizer; layers with a shared input agree on it."""
   bits = widths_lib.float_bits(len(quantizers))
   if widths is not None:
     for layer in layers:
@@ -87,20 +88,20 @@ def bits_of(
 
 
 def batches(images: np.ndarray, name: str):
-  """Normalised calibration images, some at once, behind a progress bar."""
+  """Yields batches of normalised calibration images, with a progress bar."""
   starts = range(0, len(images), FLAGS.batch)
   for start in tqdm.tqdm(starts, f'{name}: calibration', disable=None):
     yield _pretrained.normalise(images[start : start + FLAGS.batch])
 
 
 def torch_peer(workload: workloads.Workload) -> Peer:
-  """PyTorch's observers and fake quantization."""
+  """Peer with PyTorch's observers and fake quantization."""
   path = FLAGS.weights
   if not path:
     path = weights.download(measure.recipe(workload.name).url, FLAGS.cache)
   tensors = {k: torch.from_numpy(x) for k, x in weights.read(path).items()}
   plain = torch_quantization.NETWORKS[workload.name]().eval()
-  # Some files lack the counters of batches, which do not matter here.
+  # Some files lack the counters of batches, which are not used here.
   missing, extra = plain.load_state_dict(tensors, strict=False)
   missing = [n for n in missing if not n.endswith('num_batches_tracked')]
   if missing or extra:
@@ -131,7 +132,7 @@ def torch_peer(workload: workloads.Workload) -> Peer:
 
 
 def qwix_rule(width: int, method: str, layer: str = '.*'):
-  """Weight and input at one width, with ranges that are known beforehand."""
+  """Rule for weight and input at one width, with static ranges."""
   return qwix.QuantizationRule(
     module_path=layer,
     weight_qtype=f'int{width}',
@@ -142,7 +143,7 @@ def qwix_rule(width: int, method: str, layer: str = '.*'):
 
 
 def qwix_statistics(module, params, images: np.ndarray, method: str) -> dict:
-  """What Qwix sees of every layer's input, by a name of its for ranges."""
+  """Qwix's statistics of every layer's input, for a method of ranges."""
   provider = qwix.QtProvider([qwix_rule(8, method)])
   model = qwix.quantize_model(module, provider)
 
@@ -152,8 +153,8 @@ def qwix_statistics(module, params, images: np.ndarray, method: str) -> dict:
       variables = {'params': params, **seen}
       return model.apply(variables, images, mutable=['quant_stats'])
 
-    # Within a derivative, as in training; a plain call of its functions with
-    # their own derivatives would leak what they see.
+    # Inside a derivative, as in training: in a plain call Qwix's functions with
+    # custom derivatives would leak tracers.
     return jax.vjp(run, params, has_aux=True)[2]
 
   shapes = jax.eval_shape(
@@ -166,7 +167,7 @@ def qwix_statistics(module, params, images: np.ndarray, method: str) -> dict:
 
 
 def in_float(operation):
-  """The product of Qwix's arrays in float: XLA has no 4-bit ones on CPUs."""
+  """A product of Qwix's arrays in float, since CPUs have no 4-bit products."""
 
   def product(left, right, *arguments, **others):
     left, right = qwix.dequantize(left), qwix.dequantize(right)
@@ -176,11 +177,11 @@ def in_float(operation):
 
 
 def qwix_peer(workload: workloads.Workload) -> Peer:
-  """Qwix, on the Flax module."""
+  """Peer with Qwix, on the Flax module."""
   module = measure.recipe(workload.name).model
   params = jax.tree.map(jnp.asarray, workload.variables['params'])
   images = workload.calibration.images
-  # It knows zero points of these types alone.
+  # Qwix has zero points for these widths only.
   method = lambda width: 'minmax' if width in (4, 8) else 'absmax'
   statistics = functools.cache(
     functools.partial(qwix_statistics, module, params, images)
@@ -228,17 +229,17 @@ for flag, known in {'peers': PEERS, 'configurations': CONFIGURATIONS}.items():
     lambda words, known=known: words and set(words) <= set(known),
     f'the choices are {", ".join(known)}',
   )
-flags.DEFINE_integer('batch', 32, 'images that peers are shown at once', 1)
+flags.DEFINE_integer('batch', 32, 'images that peers are run on at once', 1)
 
 
 def top1(logits: Logits | None, images, labels, name: str) -> float | None:
-  """Accuracy on images, as ours is counted; None where there are no logits."""
+  """Top-1 accuracy, counted as in `scoring`; None if there are no logits."""
   if logits is None:
     return None
   right, count = 0, len(images)
   with tqdm.tqdm(total=count, desc=name, unit='image', disable=None) as bar:
     for start in range(0, count, FLAGS.batch):
-      # The last batch is filled up, so that one program serves all.
+      # The last batch is filled with copies, so that all have one program.
       rows = np.minimum(np.arange(start, start + FLAGS.batch), count - 1)
       found = jnp.asarray(logits(images[rows]))
       hits = objectives.in_top_k(found, jnp.asarray(labels[rows]), 1)
@@ -251,7 +252,7 @@ def top1(logits: Logits | None, images, labels, name: str) -> float | None:
 def own_top1(
   workload: workloads.Workload, bits: np.ndarray, config: Config
 ) -> list[float]:
-  """Accuracies of this project's quantization."""
+  """Top-1 accuracies of this project's quantization."""
   quantized = pipeline.quantize_network(workload, config, shared.cache())
   scores = scoring.accuracy(
     quantized,
@@ -264,7 +265,7 @@ def own_top1(
 
 
 def table(columns: dict[str, list[float | None]]) -> str:
-  """Accuracies in per cent, a row for each configuration."""
+  """Markdown of accuracies in per cent, with a row for each configuration."""
   lines = [f'| | {" | ".join(columns)} |', f'|{"---|" * (len(columns) + 1)}']
   cell = lambda share: '-' if share is None else f'{100 * share:.2f}'
   for i, word in enumerate(FLAGS.configurations):
@@ -274,12 +275,12 @@ def table(columns: dict[str, list[float | None]]) -> str:
 
 
 def run() -> None:
-  """The benchmark."""
+  """Measures and prints the table."""
   if FLAGS.workload not in torch_quantization.NETWORKS:
     known = ', '.join(torch_quantization.NETWORKS)
     raise InputError(f'--workload is {FLAGS.workload}; the choices are {known}')
   if FLAGS.extra_ops:
-    raise InputError('the peers quantize no more: leave --extra_ops away')
+    raise InputError('the peers do not quantize --extra_ops; leave them out')
   config = shared.config()
   structure = shared.inspect_network()
   layers = structure.operations

@@ -1,4 +1,4 @@
-"""PyTorch's own fake quantization of the networks that it is compared on."""
+"""PyTorch's fake quantization of the networks of the benchmarks."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch.ao import quantization
 
 from tests import torch_models
 
-# By workload; the modules go by the names of ours.
+# By workload; the modules have the names of those in `nemo_jax.models`.
 NETWORKS = {
   'mobilenet_v2': torch_models.MobileNetV2,
   'resnet50': torch_models.ResNet,
@@ -18,10 +18,11 @@ NETWORKS = {
 
 
 class FakeQuantized(nn.Module):
-  """A layer behind PyTorch's own fake quantization of input and weight.
+  """A layer with PyTorch's fake quantization of its input and weight.
 
-  The range of the input has the least squared error over the histogram of what
-  was seen; that of the weight is min/max, symmetric, for each output channel.
+  The range of the input has the least squared error over a histogram of the
+  observed values; that of the weight is min/max, symmetric, for each output
+  channel.
   """
 
   def __init__(self, layer: nn.Module):
@@ -40,12 +41,12 @@ class FakeQuantized(nn.Module):
     )
 
   def set_bits(self, weight: int, activation: int) -> None:
-    """Sets the widths, up to 8, and ranges for them from what was seen."""
+    """Sets bit-widths, up to 8, and their ranges from the observed values."""
     ends = {
       self.input: (0, 2**activation - 1),
       self.weight: (-(2 ** (weight - 1)), 2 ** (weight - 1) - 1),
     }
-    # The search for a range would take the steps of 8 bits at every width.
+    # Else the search for a range would assume 8 bits at every bit-width.
     self.input.activation_post_process.dst_nbins = 2**activation
     for fake, (low, high) in ends.items():
       observer = fake.activation_post_process
@@ -54,7 +55,7 @@ class FakeQuantized(nn.Module):
       fake.zero_point = zero_point.int()
 
   def forward(self, x):
-    """What the layer makes of quantized operands, or of the plain ones."""
+    """The layer on quantized operands; on float ones while observing."""
     if self.observing:
       self.input.activation_post_process(x)
       return self.layer(x)
@@ -65,7 +66,7 @@ class FakeQuantized(nn.Module):
 
 
 def fake_quantized(model: nn.Module) -> nn.Module:
-  """The model with every convolution and dense layer so wrapped."""
+  """The model with all convolutions and dense layers wrapped, in place."""
   for name, child in model.named_children():
     if isinstance(child, nn.Conv2d | nn.Linear):
       setattr(model, name, FakeQuantized(child))
@@ -75,14 +76,14 @@ def fake_quantized(model: nn.Module) -> nn.Module:
 
 
 def layers(model: nn.Module) -> dict[str, FakeQuantized]:
-  """The wrapped layers by their paths."""
+  """The wrapped layers by path."""
   modules = model.named_modules()
   return {name: m for name, m in modules if isinstance(m, FakeQuantized)}
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-  """Shows batches to the float network; then every layer is at 8 bits."""
+  """Observes batches in the float network, and sets all layers to 8 bits."""
   found = layers(model).values()
   for layer in found:
     layer.observing = True

@@ -64,7 +64,7 @@ def check() -> None:
   if any(given) and (define.own(__name__).distributed or not all(given)):
     raise InputError(
       '--coordinator, --processes and --process_id go together; with '
-      '--distributed the cluster says them'
+      '--distributed the cluster gives them'
     )
   if not any(given):
     return

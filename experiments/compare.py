@@ -108,8 +108,8 @@ def check() -> Config:
   config = flags.config()
   if config.sensitivities == 'none':
     raise InputError(
-      '--sensitivities=none: methods are compared with what knowledge gives '
-      'them; a team without is such as direct@blind or paper'
+      '--sensitivities=none: baselines and teams need sensitivities; name a '
+      'team without them in --methods, such as direct@blind or paper'
     )
   if own.budget < own.population:
     raise InputError(

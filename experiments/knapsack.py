@@ -52,7 +52,7 @@ def check() -> tuple[Config, dict[str, tuple[float, float]]]:
   flags.check_sources()
   own, config = define.own(__name__), flags.config()
   if config.sensitivities == 'none':
-    raise InputError('--sensitivities=none leaves a knapsack nothing to weigh')
+    raise InputError('--sensitivities=none: a knapsack needs sensitivities')
   structure = flags.inspect_network()
   with define.named('budgets'):
     budgets = {w: budgets_lib.parse(w, structure.costs) for w in own.budgets}

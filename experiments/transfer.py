@@ -125,7 +125,7 @@ def check() -> Config:
   flags.check_sources()
   own, config = define.own(__name__), flags.config(objectives=OBJECTIVES)
   if config.sensitivities == 'none':
-    raise InputError('--sensitivities=none leaves nothing to correct')
+    raise InputError('--sensitivities=none: priced_gcn needs sensitivities')
   if min(own.budget, own.source_budget) < own.population:
     raise InputError(
       f'--budget={own.budget} and --source_budget={own.source_budget} have '

@@ -11,7 +11,7 @@ import tqdm
 
 from nemo_jax import pipeline, result, runs
 from nemo_jax.config import Config
-from nemo_jax.core import devices, files
+from nemo_jax.core import devices, files, plugins
 from nemo_jax.core.log import Log
 from nemo_jax.pipeline import Prepared
 from nemo_jax.runs.front import Front
@@ -66,7 +66,7 @@ def run(
   config.check_search()
   log = log or Log()
   settings = config.settings() if settings is None else dict(settings)
-  read = digests(workload)
+  read = digests(workload) | plugins.digests('species', config.species)
   if workdir is not None:
     # Also if weights or images were changed in place, it is another run.
     runs.check_flags(workdir, settings, read)

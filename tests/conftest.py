@@ -10,6 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = ROOT / 'runs' / 'cache'
+# BLAS's threads and XLA's get in each other's way.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 # Programs are compiled once for all processes, those that tests start as well.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
@@ -17,6 +19,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax  # noqa: E402
 
+from tests import typechecked  # noqa: E402, F401 (before the package)
+
+# isort: split
 from nemo_jax import data, workloads  # noqa: E402
 
 # A machine under load is no reason to fail.

@@ -49,7 +49,7 @@ def plot_curves(
   panels[1].set_ylim(0.95 * best, 1.005 * best)
   for axes in panels:
     axes.set_xscale('log')
-    axes.set_xlabel('evaluations, with those that knowledge took')
+    axes.set_xlabel('evaluations, with those of sensitivities')
     axes.grid(alpha=0.3)
   panels[0].set_ylabel('hypervolume on the search images')
   panels[0].legend(fontsize=8)

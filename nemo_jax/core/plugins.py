@@ -1,5 +1,6 @@
 """Plug-ins by name: files of a package, or files of the user."""
 
+import hashlib
 import importlib
 import importlib.util
 import pathlib
@@ -26,6 +27,23 @@ def short_name(name: str) -> str:
   """Name of a plug-in in results: of the file or module, without its path."""
   own = pathlib.PurePath(name).stem if name.endswith('.py') else name
   return own.rpartition('.')[2]
+
+
+def digests(kind: str, words: Sequence[str]) -> dict[str, str]:
+  """SHA-256 of the files of the user's own among some names.
+
+  Args:
+    kind: what they are called in messages, such as `species`.
+    words: names; what is behind a colon is left out.
+  """
+  own = [word.partition(':')[0] for word in words]
+  return {
+    f'{kind} {name}': hashlib.sha256(
+      pathlib.Path(name).expanduser().read_bytes()
+    ).hexdigest()
+    for name in own
+    if name.endswith('.py')
+  }
 
 
 def find(

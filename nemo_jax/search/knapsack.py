@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.optimize
 import scipy.sparse
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from nemo_jax import pareto
 from nemo_jax.core.types import ArrayLike, InputError
@@ -108,7 +108,7 @@ def groups(
 
 
 def greedy(
-  found: Sequence[Group], count: int, weights: Float[ArrayLike, ' C'] | Sequence
+  found: Sequence[Group], count: int, weights: Real[ArrayLike, ' C'] | Sequence
 ) -> Int[np.ndarray, 'P N']:
   """Configurations from the cheapest to the one with the least loss; int32.
 

@@ -164,3 +164,16 @@ def test_a_file_that_is_not_there_cannot_be_imported(package, folder):
 def test_the_short_name_is_that_without_where_it_is(name, own, short):
   assert plugins.is_own(name) == own
   assert plugins.short_name(name) == short
+
+
+def test_files_of_the_users_own_have_a_digest_that_follows_their_content(
+  tmp_path,
+):
+  file = tmp_path / 'nougat.py'
+  file.write_text('SWEET = 1\n')
+  words = ['toffee', f'{file}:SNES', 'mine.nougat']
+  before = plugins.digests('species', words)
+  assert list(before) == [f'species {file}']
+  assert plugins.digests('species', words) == before
+  file.write_text('SWEET = 2\n')
+  assert plugins.digests('species', words) != before
