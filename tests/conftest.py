@@ -19,9 +19,6 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax  # noqa: E402
 
-from tests import typechecked  # noqa: E402, F401 (before the package)
-
-# isort: split
 from nemo_jax import data, workloads  # noqa: E402
 
 # A machine under load is no reason to fail.

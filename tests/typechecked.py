@@ -1,4 +1,7 @@
-"""Checks the annotations of the package while tests run: types and shapes."""
+"""Checks the annotations of the package while tests run: types and shapes.
+
+python -m pytest -p tests.typechecked -m 'not slow' tests/pareto
+"""
 
 import jaxtyping
 
