@@ -9,18 +9,18 @@ import numpy as np
 
 from nemo_jax.core import batches, checks
 from nemo_jax.core.types import InputError, PyTree
-from nemo_jax.data.labelled import Images
 from nemo_jax.quantization.numerics import widths
 from nemo_jax.quantization.trace.tracing import Apply
 from nemo_jax.tasks import objectives as objectives_lib
 
 if TYPE_CHECKING:
+  from nemo_jax.data.labelled import Images
   from nemo_jax.runs.front import Front
 
 
 def divide(
   inputs: PyTree, labels: Any, seed: int, calibration: int = 256
-) -> tuple[Images, Images]:
+) -> 'tuple[Images, Images]':
   """A random division of images for calibration and for the search.
 
   Args:
@@ -42,11 +42,14 @@ def divide(
   first = max(1, min(calibration, count // 4))
   parts = np.sort(rows[:first]), np.sort(rows[first:])
   inputs, known = batches.on_host(inputs), np.asarray(labels)
+  # Loaded by those who search, and not by those who quantize.
+  from nemo_jax.data.labelled import Images
+
   one, two = (Images(batches.take(inputs, part), known[part]) for part in parts)
   return one, two
 
 
-def _unseen(inputs: PyTree, labels: Any, like: PyTree) -> Images:
+def _unseen(inputs: PyTree, labels: Any, like: PyTree) -> 'Images':
   """The test images, after a check that they have the shapes of `like`.
 
   Raises:
@@ -64,6 +67,8 @@ def _unseen(inputs: PyTree, labels: Any, like: PyTree) -> Images:
       f'test has inputs of shape {shapes[0]}; those of the search are '
       f'{shapes[1]}'
     )
+  from nemo_jax.data.labelled import Images
+
   return Images(batches.on_host(inputs), np.asarray(labels))
 
 
